@@ -1,0 +1,1 @@
+"""Frozen values that every layer speaks: words, commands, events, errors, settings. No behaviour beyond checking."""
