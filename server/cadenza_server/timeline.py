@@ -1,0 +1,91 @@
+"""Draw who had a device when: one row a user (or a device), a bar a run, shaded stretches behind them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+PALETTE = ("#4269d0", "#efb118", "#6cc5b0", "#ff725c", "#a463f2", "#9c6b4e", "#97bbf5", "#3ca951", "#ff8ab7", "#9498a0")
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One run: its row, when it started and ended (seconds), and what its colour stands for."""
+
+    row: str
+    start: float
+    end: float
+    colour: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shade:
+    """A stretch of time that means something (seconds): a hold, a window. In one row, or behind all of them."""
+
+    start: float
+    end: float
+    meaning: str
+    row: str | None = None
+
+
+def draw_timeline(
+    path: Path,
+    *,
+    title: str,
+    rows: Sequence[str],
+    bars: Sequence[Bar],
+    shades: Sequence[Shade] = (),
+    colours: Mapping[str, str] | None = None,
+) -> None:
+    """Write the picture to `path`; its suffix (.svg, .png, .pdf) says what kind.
+
+    `rows` from top to bottom. `colours` gives a colour to some of the bars' meanings; the others take the palette's.
+    """
+    chosen = dict(colours or {})
+    for meaning in dict.fromkeys(bar.colour for bar in bars):
+        chosen.setdefault(meaning, PALETTE[len(chosen) % len(PALETTE)])
+    figure = Figure(figsize=(12, 1.6 + 0.55 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    heights = {row: len(rows) - 1 - i for i, row in enumerate(rows)}
+    meanings = list(dict.fromkeys(shade.meaning for shade in shades))
+    hatches = {meaning: ("", "//", "..", "xx")[i % 4] for i, meaning in enumerate(meanings)}
+    for shade in shades:
+        bottom, height = (-0.5, len(rows)) if shade.row is None else (heights[shade.row] - 0.5, 1)
+        axes.broken_barh(
+            [(shade.start, shade.end - shade.start)],
+            (bottom, height),
+            facecolor="#d9e2f7" if shade.row is None else "#ececec",
+            edgecolor="#8fa3cf",
+            hatch=hatches[shade.meaning],
+            linewidth=0.5,
+            zorder=0,
+        )
+    for row in rows:
+        for meaning in chosen:
+            spans = [(b.start, b.end - b.start) for b in bars if b.row == row and b.colour == meaning]
+            if spans:
+                axes.broken_barh(
+                    spans,
+                    (heights[row] - 0.32, 0.64),
+                    facecolor=chosen[meaning],
+                    edgecolor="white",
+                    linewidth=0.2,
+                    zorder=2,
+                )
+    axes.set_ylim(-0.5, len(rows) - 0.5)
+    axes.set_xlim(left=0)
+    axes.set_yticks([heights[row] for row in rows], list(rows))
+    axes.set_xlabel("seconds")
+    axes.set_title(title, loc="left")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    used = [m for m in chosen if any(b.colour == m for b in bars)]
+    key = [Patch(facecolor=chosen[m], label=m) for m in used]
+    key += [Patch(facecolor="#d9e2f7", edgecolor="#8fa3cf", hatch=hatches[m], label=m) for m in meanings]
+    if key:
+        axes.legend(handles=key, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    figure.savefig(path, dpi=130)
