@@ -1,0 +1,1 @@
+"""The Python library of Cadenza, a self-hosted gRPC scheduling server for quantum jobs."""
