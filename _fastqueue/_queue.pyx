@@ -117,7 +117,7 @@ cdef inline char *pool_at(Pool *p, uint32_t i) noexcept nogil:
 
 
 cdef inline bint pool_has(Pool *p, uint64_t count) noexcept nogil:
-    return p.free_count + (<uint64_t>p.chunk_count << p.shift) - p.used >= count
+    return p.free_count + (<uint64_t>p.chunk_count << p.shift) >= p.used + count
 
 
 cdef int pool_reserve(Pool *p, uint64_t count) except -1 nogil:
