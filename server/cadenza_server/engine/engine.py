@@ -14,6 +14,7 @@ from cadenza_server.engine.views import DeviceView, JobContent, RequestKey, Usag
 from cadenza_server.model.commands import Caller, Command, SubmitJob
 from cadenza_server.model.events import Event
 from cadenza_server.model.settings import HALF_LIFE_DEFAULT, DeviceSettings
+from cadenza_server.store.store import Store
 from cadenza_server.store.views import (
     JobFilter,
     JobView,
@@ -66,7 +67,7 @@ class Engine:
     def __init__(
         self,
         *,
-        data_dir: str,
+        store: Store,
         devices: Mapping[str, DevicePlan],
         clock: Clock,
         ids: Ids,

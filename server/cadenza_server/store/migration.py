@@ -1,0 +1,55 @@
+"""Brings a store to the schema of this code, once, at start; a store of a newer server is refused."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from cadenza_server.store.errors import StoreError
+from cadenza_server.store.schema import HEAD
+
+
+def schema_version(path: Path) -> str | None:
+    """The version of the store at `path`; None: it is new. Raises `StoreError` if it is no store."""
+    if not path.exists():
+        return None
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                return None
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.Error as error:
+        raise StoreError(f"{path} cannot be read as a store of Cadenza ({error}): restore it from a backup") from error
+    return str(row[0]) if row else None
+
+
+def migrate(path: Path) -> None:
+    """Make or upgrade the store at `path`; an existing one is copied to `path.before-VERSION` first."""
+    version = schema_version(path)
+    if version == HEAD:
+        return
+    if version is not None and version > HEAD:
+        raise StoreError(
+            f"{path} has schema {version}, made by a newer server; this one knows up to {HEAD}: start the newer "
+            "server, or give another --data-dir"
+        )
+    if version is not None:
+        backup = path.with_name(f"{path.name}.before-{HEAD}")
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(backup)) as target:
+            source.backup(target)
+    # Loaded here because it takes long and most starts find nothing to migrate.
+    from alembic import command
+    from alembic.config import Config
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
+    if version is None:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA page_size = 8192")
+            connection.execute("PRAGMA journal_mode = WAL")
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    with engine.begin() as connection_:
+        config.attributes["connection"] = connection_
+        command.upgrade(config, "head")
+    engine.dispose()

@@ -1,0 +1,517 @@
+"""What is read from the store, each a function of one connection, to be run by `Store.read`."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, func, or_, select
+from sqlalchemy.sql.elements import KeyedColumnElement
+
+from cadenza_server.model.errors import Code, Refusal
+from cadenza_server.model.paths import ancestors
+from cadenza_server.model.words import (
+    CloseReason,
+    JobClass,
+    JobReason,
+    JobState,
+    Rule,
+    RunOutcome,
+    SessionMode,
+    SessionState,
+)
+from cadenza_server.store.schema import events, jobs, programs, requests, reservations, results, runs, sessions
+from cadenza_server.store.views import (
+    JobCounts,
+    JobFilter,
+    JobView,
+    Page,
+    ProgramKind,
+    ReservationFilter,
+    ReservationState,
+    ReservationView,
+    RunFilter,
+    RunView,
+    SessionFilter,
+    SessionView,
+)
+
+PAGE_SIZE_MAX: Final = 1000
+
+T = TypeVar("T")
+_JOB_COLUMNS: Final[list[KeyedColumnElement[Any]]] = [
+    column for column in jobs.c if column.name not in ("program", "new_digests", "digests")
+]
+
+
+# --- pages --------------------------------------------------------------------------------------------------------
+def _fingerprint(kind: str, where: object) -> str:
+    def plain(value: object) -> object:
+        return sorted(value) if isinstance(value, frozenset) else str(value)
+
+    text = json.dumps([kind, asdict(where) if where is not None else None], default=plain)  # type: ignore[call-overload]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def make_token(kind: str, where: object, position: Sequence[int]) -> str:
+    """A page token: where the next page begins, good for the same query only."""
+    return base64.urlsafe_b64encode(json.dumps([_fingerprint(kind, where), *position]).encode()).decode()
+
+
+def read_token(kind: str, where: object, token: str, length: int) -> list[int] | None:
+    """The position in a token; None for the empty one. Raises `Refusal` INVALID_PAGE_TOKEN."""
+    if not token:
+        return None
+    try:
+        fingerprint: object
+        position: list[int]
+        fingerprint, *position = json.loads(base64.urlsafe_b64decode(token.encode()))
+        if (
+            fingerprint == _fingerprint(kind, where)
+            and len(position) == length
+            and all(type(n) is int for n in position)
+        ):
+            return position
+    except ValueError:
+        pass
+    raise Refusal(
+        Code.INVALID_ARGUMENT,
+        "INVALID_PAGE_TOKEN",
+        "the page token is not one that was given for this query: pass `next_page_token` of the answer before, with "
+        "the same filter, or none",
+        field="page_token",
+    )
+
+
+def _page(
+    rows: Sequence[Row[Any]], size: int, view: Callable[[Row[Any]], T], token: Callable[[Row[Any]], str]
+) -> Page[T]:
+    shown = rows[:size]
+    return Page(tuple(view(row) for row in shown), token(shown[-1]) if len(rows) > size else "")
+
+
+def clamp_page_size(size: int) -> int:
+    """1 to `PAGE_SIZE_MAX`; 0: 100."""
+    return min(size or 100, PAGE_SIZE_MAX)
+
+
+def below(column: ColumnElement[str], path: str) -> ColumnElement[bool]:
+    """Whether a user is `path` or below it ("0" is the character after "/")."""
+    return or_(column == path, and_(column > path + "/", column < path + "0"))
+
+
+# --- jobs ---------------------------------------------------------------------------------------------------------
+def job_view(row: Row[Any]) -> JobView:
+    """From a row with `_JOB_COLUMNS`."""
+    return JobView(
+        job=row.job,
+        user=row.user,
+        device=row.device,
+        session=row.session,
+        job_class=JobClass(row.job_class),
+        program_kind=ProgramKind(row.program_kind),
+        state=JobState(row.state),
+        reason=JobReason(row.reason) if row.reason else None,
+        detail=row.detail or "",
+        seq=row.seq,
+        first=bool(row.first),
+        priority=row.priority,
+        tags=tuple(json.loads(row.tags)) if row.tags else (),
+        limit_ns=row.limit_ns,
+        estimate_ns=row.estimate_ns,
+        estimate_hint_ns=row.estimate_hint_ns,
+        create_time=row.create_time,
+        start_time=row.start_time,
+        end_time=row.end_time,
+        attempts=row.attempts,
+        charged_ns=row.charged_ns,
+        epoch=row.epoch,
+        cache_deadline=row.cache_deadline,
+        result_bytes=row.result_bytes,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """A job and the numbers of the events that its row stands for."""
+
+    view: JobView
+    accept_event: int
+    release_event: int | None
+    end_event: int | None
+
+
+_JOB_BY_NAME: Final = select(*_JOB_COLUMNS).where(jobs.c.job == bindparam("name"))
+
+
+def read_job(connection: Connection, job: str) -> JobRow | None:
+    """One job."""
+    row = connection.execute(_JOB_BY_NAME, {"name": job}).first()
+    return None if row is None else JobRow(job_view(row), row.accept_event, row.release_event, row.end_event)
+
+
+def read_jobs_from(connection: Connection, first_seq: int, count: int) -> list[JobRow]:
+    """`count` jobs with consecutive numbers."""
+    query = select(*_JOB_COLUMNS).where(jobs.c.seq.between(first_seq, first_seq + count - 1)).order_by(jobs.c.seq)
+    return [
+        JobRow(job_view(row), row.accept_event, row.release_event, row.end_event) for row in connection.execute(query)
+    ]
+
+
+def job_exists(connection: Connection, job: str) -> bool:
+    """Whether the name was ever used."""
+    return connection.execute(select(jobs.c.seq).where(jobs.c.job == job)).first() is not None
+
+
+def list_jobs(connection: Connection, where: JobFilter, page_size: int, page_token: str) -> Page[JobView]:
+    """By `seq`."""
+    size = clamp_page_size(page_size)
+    position = read_token("jobs", where, page_token, 1)
+    query: Select[Any] = select(*_JOB_COLUMNS).limit(size + 1)
+    query = query.order_by(jobs.c.seq.asc() if where.oldest_first else jobs.c.seq.desc())
+    if position is not None:
+        query = query.where(jobs.c.seq > position[0] if where.oldest_first else jobs.c.seq < position[0])
+    elif where.skip:
+        query = query.offset(where.skip)
+    if where.states:
+        query = query.where(jobs.c.state.in_([str(state) for state in where.states]))
+        if not any(state.is_final for state in where.states):
+            query = query.where(jobs.c.end_time.is_(None))  # so that the index of unfinished jobs can be used
+    for column, value in (
+        (jobs.c.device, where.device),
+        (jobs.c.session, where.session),
+        (jobs.c.job_class, where.job_class),
+        (jobs.c.program_kind, where.program_kind),
+    ):
+        if value is not None:
+            query = query.where(column == str(value))
+    if where.user is not None:
+        query = query.where(below(jobs.c.user, where.user))
+    if where.created_from is not None:
+        query = query.where(jobs.c.create_time >= where.created_from)
+    if where.created_before is not None:
+        query = query.where(jobs.c.create_time < where.created_before)
+    for tag in sorted(where.tags):
+        each = func.json_each(jobs.c.tags).table_valued("value")
+        query = query.where(select(each.c.value).where(each.c.value == tag).exists())
+    rows = connection.execute(query).all()
+    return _page(rows, size, job_view, lambda row: make_token("jobs", where, [row.seq]))
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramRow:
+    """What a job executes."""
+
+    seq: int
+    session: str | None
+    program: bytes
+    min_duration_ns: int
+    new_digests: tuple[bytes, ...]
+    digests: frozenset[bytes]
+
+
+def split_digests(joined: bytes | None) -> tuple[bytes, ...]:
+    """32 bytes each."""
+    return tuple(joined[i : i + 32] for i in range(0, len(joined), 32)) if joined else ()
+
+
+def read_program(connection: Connection, job: str) -> ProgramRow | None:
+    """The program of one job."""
+    row = connection.execute(
+        select(
+            jobs.c.seq,
+            jobs.c.session,
+            jobs.c.min_duration_ns,
+            jobs.c.new_digests,
+            jobs.c.digests,
+            func.coalesce(jobs.c.program, programs.c.program).label("program"),
+        )
+        .join_from(jobs, programs, jobs.c.seq == programs.c.seq, isouter=True)
+        .where(jobs.c.job == job)
+    ).first()
+    if row is None:
+        return None
+    return ProgramRow(
+        row.seq,
+        row.session,
+        row.program,
+        row.min_duration_ns,
+        split_digests(row.new_digests),
+        frozenset(split_digests(row.digests)),
+    )
+
+
+def read_result(connection: Connection, job: str) -> bytes | None:
+    """The serialised result, if there is one."""
+    found: bytes | None = connection.execute(select(results.c.result).where(results.c.job == job)).scalar()
+    return found
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------
+def run_view(row: Row[Any]) -> RunView:
+    """From a row of `runs`."""
+    return RunView(
+        job=row.job,
+        attempt=row.attempt,
+        device=row.device,
+        user=row.user,
+        session=row.session,
+        job_class=JobClass(row.job_class),
+        rule=Rule(row.rule),
+        start_time=row.start_time,
+        end_time=row.end_time,
+        outcome=RunOutcome(row.outcome) if row.outcome else None,
+        estimate_ns=row.estimate_ns,
+        epoch=row.epoch,
+        charged_ns=row.charged_ns,
+        chosen_node=row.chosen_node,
+        chosen_usage=row.chosen_usage,
+        runner_up=row.runner_up,
+        runner_up_usage=row.runner_up_usage,
+        runner_up_user=row.runner_up_user,
+        create_time=row.create_time,
+    )
+
+
+_RUNS_OF_JOB: Final = select(runs).where(runs.c.job == bindparam("name")).order_by(runs.c.attempt)
+
+
+def read_runs(connection: Connection, job: str) -> list[RunView]:
+    """All runs of one job."""
+    return [run_view(row) for row in connection.execute(_RUNS_OF_JOB, {"name": job})]
+
+
+def list_runs(connection: Connection, where: RunFilter, page_size: int, page_token: str) -> Page[RunView]:
+    """In the order of their starts."""
+    size = clamp_page_size(page_size)
+    position = read_token("runs", where, page_token, 1)
+    query: Select[Any] = select(runs).order_by(runs.c.run).limit(size + 1)
+    if position is not None:
+        query = query.where(runs.c.run > position[0])
+    for column, value in ((runs.c.job, where.job), (runs.c.device, where.device), (runs.c.session, where.session)):
+        if value is not None:
+            query = query.where(column == value)
+    if where.user is not None:
+        query = query.where(below(runs.c.user, where.user))
+    if where.started_from is not None:
+        query = query.where(runs.c.start_time >= where.started_from)
+    if where.started_before is not None:
+        query = query.where(runs.c.start_time < where.started_before)
+    if where.outcomes or where.running:
+        ended = runs.c.outcome.in_([str(outcome) for outcome in where.outcomes])
+        query = query.where(or_(ended, runs.c.outcome.is_(None)) if where.running else ended)
+    return _page(connection.execute(query).all(), size, run_view, lambda row: make_token("runs", where, [row.run]))
+
+
+# --- sessions -----------------------------------------------------------------------------------------------------
+def read_job_counts(connection: Connection, session: str) -> JobCounts:
+    """How many jobs of a session are in each state."""
+    query = select(jobs.c.state, func.count()).where(jobs.c.session == session).group_by(jobs.c.state)
+    return JobCounts(**{row[0].lower(): row[1] for row in connection.execute(query)})
+
+
+def session_view(connection: Connection, row: Row[Any]) -> SessionView:
+    """From a row of `sessions`; the jobs are counted."""
+    clocks = json.loads(row.clocks) if row.clocks else {}
+    return SessionView(
+        session=row.session,
+        user=row.user,
+        device=row.device,
+        mode=SessionMode(row.mode),
+        state=SessionState(row.state),
+        close_reason=CloseReason(row.close_reason) if row.close_reason else None,
+        active=bool(row.active),
+        accepting_jobs=bool(row.accepting_jobs),
+        reservation=row.reservation,
+        max_time_ns=row.max_time_ns,
+        interactive_ttl_ns=row.interactive_ttl_ns,
+        create_time=row.create_time,
+        start_time=row.start_time,
+        activate_time=row.activate_time,
+        expire_time=row.expire_time,
+        close_time=row.close_time,
+        cache_deadline=row.cache_deadline,
+        first_job=row.first_job,
+        last_job_start_time=row.last_job_start_time,
+        last_job_end_time=row.last_job_end_time,
+        run_time_ns=row.run_time_ns,
+        held_time_ns=row.held_time_ns,
+        first_epoch=row.first_epoch,
+        last_epoch=row.last_epoch,
+        job_counts=read_job_counts(connection, row.session),
+        idle_deadline=clocks.get("idle_deadline"),
+        unused_deadline=clocks.get("unused_deadline"),
+    )
+
+
+def read_session(connection: Connection, session: str) -> SessionView | None:
+    """One session."""
+    row = connection.execute(select(sessions).where(sessions.c.session == session)).first()
+    return None if row is None else session_view(connection, row)
+
+
+def session_exists(connection: Connection, session: str) -> bool:
+    """Whether the name was ever used."""
+    return connection.execute(select(sessions.c.number).where(sessions.c.session == session)).first() is not None
+
+
+def list_sessions(connection: Connection, where: SessionFilter, page_size: int, page_token: str) -> Page[SessionView]:
+    """The newest first."""
+    size = clamp_page_size(page_size)
+    position = read_token("sessions", where, page_token, 1)
+    query: Select[Any] = select(sessions).order_by(sessions.c.number.desc()).limit(size + 1)
+    if position is not None:
+        query = query.where(sessions.c.number < position[0])
+    if where.states:
+        query = query.where(sessions.c.state.in_([str(state) for state in where.states]))
+    if where.device is not None:
+        query = query.where(sessions.c.device == where.device)
+    if where.mode is not None:
+        query = query.where(sessions.c.mode == str(where.mode))
+    if where.user is not None:
+        query = query.where(below(sessions.c.user, where.user))
+    if where.created_from is not None:
+        query = query.where(sessions.c.create_time >= where.created_from)
+    if where.created_before is not None:
+        query = query.where(sessions.c.create_time < where.created_before)
+    rows = connection.execute(query).all()
+    return _page(
+        rows,
+        size,
+        lambda row: session_view(connection, row),
+        lambda row: make_token("sessions", where, [row.number]),
+    )
+
+
+# --- reservations -------------------------------------------------------------------------------------------------
+def reservation_view(row: Row[Any]) -> ReservationView:
+    """From a row of `reservations`."""
+    return ReservationView(
+        reservation=row.reservation,
+        device=row.device,
+        holder=row.holder,
+        start_time=row.start_time,
+        end_time=row.end_time,
+        state=ReservationState(row.state),
+        description=row.description,
+        create_time=row.create_time,
+    )
+
+
+def read_reservation(connection: Connection, reservation: str) -> ReservationView | None:
+    """One reservation."""
+    row = connection.execute(select(reservations).where(reservations.c.reservation == reservation)).first()
+    return None if row is None else reservation_view(row)
+
+
+def list_reservations(
+    connection: Connection, where: ReservationFilter, page_size: int, page_token: str
+) -> Page[ReservationView]:
+    """By start, then creation; without `states`, those that are not over."""
+    size = clamp_page_size(page_size)
+    position = read_token("reservations", where, page_token, 2)
+    states = where.states or {ReservationState.SCHEDULED, ReservationState.ACTIVE}
+    query: Select[Any] = (
+        select(reservations)
+        .where(reservations.c.state.in_([str(state) for state in states]))
+        .order_by(reservations.c.start_time, reservations.c.number)
+        .limit(size + 1)
+    )
+    if position is not None:
+        start, number = position
+        query = query.where(
+            or_(
+                reservations.c.start_time > start,
+                and_(reservations.c.start_time == start, reservations.c.number > number),
+            )
+        )
+    if where.device is not None:
+        query = query.where(reservations.c.device == where.device)
+    if where.covering is not None:
+        query = query.where(reservations.c.holder.in_([*ancestors(where.covering), where.covering]))
+    rows = connection.execute(query).all()
+    return _page(
+        rows,
+        size,
+        reservation_view,
+        lambda row: make_token("reservations", where, [row.start_time, row.number]),
+    )
+
+
+# --- history ------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """One recorded change. `body` is what is not in the row of its job or session."""
+
+    event_number: int
+    time: int
+    job: str | None
+    session: str | None
+    kind: str
+    body: dict[str, Any]
+
+
+def _event_row(row: Row[Any]) -> EventRow:
+    return EventRow(row.event_number, row.time, row.job, row.session, row.kind, json.loads(row.body))
+
+
+def last_event_number(connection: Connection) -> int:
+    """The newest committed number, of `events` or of an acceptance that a job's row stands for."""
+    recorded = connection.execute(select(func.max(events.c.event_number))).scalar() or 0
+    accepted = connection.execute(select(jobs.c.accept_event).order_by(jobs.c.seq.desc()).limit(1)).scalar() or 0
+    return max(int(recorded), int(accepted))
+
+
+def events_of_job(connection: Connection, job: str, after: int, limit: int) -> list[EventRow]:
+    """The recorded changes of one job (not its acceptance, nor what befell its whole session), the oldest first."""
+    query = select(events).where(events.c.job == job, events.c.event_number > after)
+    return [_event_row(row) for row in connection.execute(query.order_by(events.c.event_number).limit(limit))]
+
+
+def events_of_session(
+    connection: Connection, session: str, after: int, limit: int, *, with_jobs: bool
+) -> list[EventRow]:
+    """The recorded changes of one session, and those of its jobs (but their acceptances), the oldest first."""
+    query = select(events).where(events.c.session == session, events.c.event_number > after)
+    if not with_jobs:
+        query = query.where(events.c.job.is_(None))
+    return [_event_row(row) for row in connection.execute(query.order_by(events.c.event_number).limit(limit))]
+
+
+def acceptances_of_session(connection: Connection, session: str, after: int, limit: int) -> list[JobRow]:
+    """The jobs of one session that were accepted after an event, the oldest first."""
+    query = (
+        select(*_JOB_COLUMNS)
+        .where(jobs.c.session == session, jobs.c.accept_event > after)
+        .order_by(jobs.c.seq)
+        .limit(limit)
+    )
+    return [
+        JobRow(job_view(row), row.accept_event, row.release_event, row.end_event) for row in connection.execute(query)
+    ]
+
+
+def read_event_time(connection: Connection, event_number: int) -> int | None:
+    """When a recorded event happened."""
+    return connection.execute(select(events.c.time).where(events.c.event_number == event_number)).scalar()
+
+
+# --- requests -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class RequestRow:
+    """A call that was answered before, and its answer: jobs, or events as JSON."""
+
+    digest: bytes
+    first_seq: int | None
+    job_count: int
+    answer: str | None
+
+
+def read_request(connection: Connection, caller: str, request_id: str) -> RequestRow | None:
+    """One call."""
+    row = connection.execute(
+        select(requests).where(requests.c.caller == caller, requests.c.request_id == request_id)
+    ).first()
+    return None if row is None else RequestRow(row.digest, row.first_seq, row.job_count, row.answer)
