@@ -1,0 +1,1 @@
+"""Devices: worker processes that execute programs, and the asyncio side that keeps them warm."""
