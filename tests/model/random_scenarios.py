@@ -1,0 +1,324 @@
+"""Random small scenarios, each from one number, in which everything that the law speaks of happens often and at once.
+
+Times lie on a coarse grid, so that ends, deadlines and commands of every kind coincide. `make_scenario(seed)` returns
+what the YAML of a scenario file would be read as; `to_yaml` writes it in the style of those files.
+"""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+USERS = ("lab/alice", "lab/bob", "lab/team/carol", "lab/team/dan", "uni/eve", "uni/fred", "gina", "uni/x/y/hal")
+HOLDERS = ("lab", "lab/alice", "lab/team", "uni", "uni/eve", "gina", "uni/x", "nobody")
+ACCOUNTS = ("lab", "lab/team", "uni", "uni/x")
+THEMES = ("sessions", "batches", "windows", "losses", "closes", "cancels", "calibrations", "long", "small fits", "tree")
+BROKEN_PATHS = ("", "lab//alice", "lab/al ice", "/lab", "lab/alice/", "a/b/c/d/e/f/g/h/i", "x" * 65)
+
+
+class Maker:
+    """Makes one scenario."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.seed = seed
+        self.now = 0.0
+        self.made = 0
+        self.jobs: list[str] = []
+        self.sessions: list[str] = []
+        self.session_of: dict[str, tuple[str, str]] = {}
+        self.owner: dict[str, str] = {}
+        self.first_jobs: list[str] = []
+        self.begun: set[str] = set()
+        self.reservations: list[tuple[str, str, str]] = []
+        self.step = self.random.choice((1, 1, 1, 1, 0.5, 2, 0.001))
+        # What the scenario is rich in: each theme makes some events and details more frequent.
+        self.themes = set(self.random.sample(THEMES, self.random.randint(0, 3)))
+
+    def chance(self, p: float) -> bool:
+        return self.random.random() < p
+
+    def length(self, *choices: float) -> float:
+        """One of the numbers, in steps of the scenario's grid."""
+        value = round(self.random.choice(choices) * self.step, 3)
+        return int(value) if value == int(value) else value
+
+    def name(self, prefix: str) -> str:
+        self.made += 1
+        return f"{prefix}{self.made}"
+
+    def make(self) -> dict[str, Any]:
+        r = self.random
+        self.users = r.sample(USERS, r.randint(2, len(USERS)) if "tree" in self.themes else r.randint(2, 4))
+        scenario: dict[str, Any] = {"name": f"random {self.seed}"}
+        if self.chance(0.7):
+            scenario["profile"] = r.choice(("runtime-2023", "runtime-2024"))
+        if self.chance(0.4):
+            scenario["half_life"] = r.choice((0.5, 1, 3, 10, 60, 1000))
+        if self.chance(0.5):
+            nodes = [*self.users, *ACCOUNTS]
+            scenario["shares"] = {path: r.choice((1, 2, 3, 0.5, 10)) for path in r.sample(nodes, r.randint(1, 4))}
+        self.device_names = [f"q{i + 1}" for i in range(r.choice((1, 1, 1, 2, 2, 3)))]
+        scenario["devices"] = {name: self.settings() for name in self.device_names}
+        events: list[dict[str, Any]] = []
+        pause = r.choice((0.15, 0.3, 0.45, 0.6))
+        for _ in range(r.choice((6, 12, 20, 30))):
+            events += [{"at": self.at(), **event} for event in self.burst()]
+            if self.chance(pause):
+                self.now += self.length(1, 1, 1, 2, 2, 3, 5, 8) if self.chance(0.95) else self.length(15, 30)
+        scenario["events"] = events
+        automatic = any("calibration_interval" in (settings or {}) for settings in scenario["devices"].values())
+        if automatic or self.chance(0.15):
+            scenario["until"] = round(self.now + self.length(0, 1, 5, 10, 40, 100), 3)
+        return scenario
+
+    def at(self) -> float:
+        now = round(self.now, 3)
+        return int(now) if now == int(now) else now
+
+    def settings(self) -> dict[str, Any]:
+        r = self.random
+        settings: dict[str, Any] = {}
+        if self.chance(0.4):
+            settings["profile"] = r.choice(("runtime-2023", "runtime-2024"))
+        choices: dict[str, list[Any]] = {
+            "interactive_ttl_dedicated": [self.length(0, 1, 2, 3, 5)],
+            "interactive_ttl_batch": [self.length(0, 1, 2, 3, 5)],
+            "max_time": [self.length(2, 5, 8, 12, 20, 30, 50)],
+            "unused_ttl": [self.length(1, 2, 3, 5, 10, 15, 20)],
+            "on_close": ["DRAIN", "FAIL_QUEUED"],
+            "on_expiry": ["FAIL", "FAIR_SHARE", "FAIR_SHARE"],
+            "session_cache_ttl": [self.length(0, 1, 2, 3, 5, 10, 20)],
+            "first_job": ["REQUIRED", "INDEPENDENT"],
+            "calibration": ["BEFORE_SESSIONS", "OUTSIDE_DEDICATED"],
+            "limit": [self.length(3, 5, 8, 10, 20)],
+            "max_attempts": [1, 2, 3],
+            "default_estimate": [self.length(1, 2, 5)],
+            "calibration_duration": [self.length(1, 2, 3, 5)],
+        }
+        rate = r.choice((0.3, 0.6, 0.9))
+        for key, values in choices.items():
+            if self.chance(rate * (0.25 if key == "limit" else 1)):
+                settings[key] = r.choice(values)
+        if self.chance(0.4 if "calibrations" in self.themes else 0.1):
+            settings["calibration_interval"] = self.length(1, 3, 5, 10, 20, 20)
+            settings.setdefault("calibration_duration", self.length(1, 2, 3))
+        return settings
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def burst(self) -> list[dict[str, Any]]:
+        """One event, or a few that belong together."""
+        if not self.sessions or (len(self.sessions) < 6 and self.chance(0.12)):
+            events = [self.reserve()] if self.chance(0.5 if "windows" in self.themes else 0.1) else []
+            events.append(self.create_session())
+            events += [self.submit_to_session() for _ in range(self.random.choice((0, 1, 2, 3, 4)))]
+        else:
+            events = [self.event()]
+        if len(self.device_names) == 1 and self.chance(0.5):
+            for event in events:
+                if event.get("device") == "q1":
+                    del event["device"]
+        return events
+
+    def event(self) -> dict[str, Any]:
+        themes = self.themes
+        kinds = {
+            self.submit_to_session: 34,
+            self.submit: 20,
+            self.create_session: 3 if len(self.sessions) < 6 else 0,
+            self.calibrate: 8 if "calibrations" in themes else 2,
+            self.reserve: 14 if "windows" in themes else 3,
+            self.cancel: (14 if "cancels" in themes else 4) if self.jobs else 0,
+            self.close_session: 8 if "closes" in themes else 3,
+            self.cancel_session: 6 if "closes" in themes else 2,
+            self.nonsense: 4,
+        }
+        return self.random.choices(list(kinds), list(kinds.values()))[0]()
+
+    def device(self) -> str:
+        return self.random.choice(self.device_names)
+
+    def job_details(self) -> dict[str, Any]:
+        details: dict[str, Any] = {"run": self.length(1, 1, 2, 2, 3, 4, 5, 8, 12)}
+        if "long" in self.themes and self.chance(0.3):
+            details["run"] = self.length(10, 15, 20)
+        if self.chance(0.6):
+            details["estimate"] = self.length(1, 1, 2, 2, 3, 4, 5, 8, 12)
+        elif self.chance(0.5):
+            details["estimate"] = details["run"]
+        if "small fits" in self.themes and self.chance(0.8):
+            details["estimate"] = self.length(1, 2, 5, 8, 10, 12, 15)
+            details["run"] = self.length(1, 1, 2, 2, 3)
+        if self.chance(0.1):
+            details["limit"] = self.length(1, 2, 3, 5, 8, 15)
+        if self.chance(0.25):
+            details["priority"] = self.random.choice((-100, -1, 1, 1, 2, 100))
+        if self.chance(0.07):
+            details["fails"] = True
+        if self.chance(0.6 if "losses" in self.themes else 0.07):
+            details["worker_lost"] = [self.length(1, 1, 2, 3, 5, 8) for _ in range(self.random.randint(1, 3))]
+        return details
+
+    def submit(self) -> dict[str, Any]:
+        name, user = self.name("j"), self.random.choice(self.users)
+        self.jobs.append(name)
+        self.owner[name] = user
+        return {"submit": name, "user": user, "device": self.device(), **self.job_details()}
+
+    def calibrate(self) -> dict[str, Any]:
+        name = self.name("c")
+        self.jobs.append(name)
+        details = self.job_details()
+        for key in ("priority", "estimate"):
+            details.pop(key, None)
+        return {"submit": name, "class": "CALIBRATION", "device": self.device(), **details}
+
+    def session(self) -> str:
+        """One that was created, rather a late one."""
+        return self.random.choice(self.sessions[-2:] if self.chance(0.8) else self.sessions)
+
+    def submit_to_session(self) -> dict[str, Any]:
+        name, session = self.name("j"), self.session()
+        self.jobs.append(name)
+        user, device = self.session_of[session]
+        self.owner[name] = user
+        if session not in self.begun:
+            self.first_jobs.append(name)
+            self.begun.add(session)
+        event = {"submit": name, "session": session}
+        if self.chance(0.1):
+            event["user"] = user
+        if self.chance(0.1):
+            event["device"] = device
+        return event | self.job_details()
+
+    def create_session(self) -> dict[str, Any]:
+        r = self.random
+        name, user, device = self.name("s"), r.choice(self.users), self.device()
+        event: dict[str, Any] = {"create_session": name}
+        bound = None
+        if self.reservations and self.chance(0.5):
+            bound, holder, device = r.choice(self.reservations[-2:])
+            below = [user for user in self.users if user == holder or user.startswith(holder + "/")]
+            if below and self.chance(0.9):
+                user = r.choice(below)
+        event |= {"user": user, "device": device}
+        mode = "BATCH" if self.chance(0.8 if "batches" in self.themes else 0.4) else "DEDICATED"
+        if mode == "BATCH" or self.chance(0.7):
+            event["mode"] = mode
+        if self.chance(0.5):
+            event["max_time"] = self.length(1, 3, 5, 8, 8, 12, 20, 30, 50)
+        if self.chance(0.4):
+            event["interactive_ttl"] = self.length(0, 1, 2, 3, 5)
+        if bound:
+            event["reservation"] = bound
+        self.sessions.append(name)
+        self.session_of[name] = (user, device)
+        return event
+
+    def reserve(self) -> dict[str, Any]:
+        name, device = self.name("r"), self.device()
+        near = [h for h in HOLDERS if any(user == h or user.startswith(h + "/") for user in self.users)]
+        holder = self.random.choice(near if near and self.chance(0.85) else HOLDERS)
+        start = round(self.now + self.length(0, 0, 1, 2, 3, 5, 5, 8, 10, 15), 3)
+        end = round(start + self.length(1, 2, 3, 5, 8, 10, 15), 3)
+        self.reservations.append((name, holder, device))
+        return {"reserve": name, "device": device, "holder": holder, "start": start, "end": end}
+
+    def asker(self, owner: str | None) -> dict[str, Any]:
+        if self.chance(0.7):
+            return {}
+        return {"user": owner if owner and self.chance(0.6) else self.random.choice(self.users)}
+
+    def cancel(self) -> dict[str, Any]:
+        name = self.random.choice(self.jobs[-5:] if self.chance(0.7) else self.jobs)
+        if self.first_jobs and self.chance(0.4):
+            name = self.random.choice(self.first_jobs[-3:])
+        return {"cancel": name, **self.asker(self.owner.get(name))}
+
+    def close_session(self) -> dict[str, Any]:
+        name = self.session()
+        pending: dict[str, Any] = {"pending": self.random.choice(("DRAIN", "FAIL_QUEUED"))} if self.chance(0.6) else {}
+        return {"close_session": name, **pending, **self.asker(self.session_of[name][0])}
+
+    def cancel_session(self) -> dict[str, Any]:
+        name = self.session()
+        return {"cancel_session": name, **self.asker(self.session_of[name][0])}
+
+    def nonsense(self) -> dict[str, Any]:
+        """A command that is (nearly always) refused, sometimes for several reasons at once."""
+        r = self.random
+        event = r.choice((self.submit, self.create_session, self.reserve, self.calibrate, self.submit_to_session))()
+        verb = next(iter(event))
+        for _ in range(r.choice((1, 1, 2))):
+            match r.randint(0, 7):
+                case 0:
+                    event["device"] = "nowhere" if self.chance(0.5) else self.device()
+                case 1 if verb != "reserve" and event.get("class") != "CALIBRATION":
+                    event["user"] = r.choice([*BROKEN_PATHS, *ACCOUNTS, self.users[0] + "/sub", self.users[-1]])
+                case 2 if verb == "submit":
+                    event[r.choice(("run", "estimate", "limit"))] = r.choice((0, -1))
+                case 3 if verb == "submit":
+                    event["priority"] = r.choice((101, -101, 1000))
+                case 4:
+                    if self.made > 1:
+                        names = [*self.jobs, *self.sessions, *(name for name, _, _ in self.reservations)]
+                        event[verb] = r.choice([name for name in names if name[0] == event[verb][0]])
+                case 5 if verb == "submit" and "session" in event and "user" not in event:
+                    event["class"] = "CALIBRATION"
+                case 5 if verb == "create_session":
+                    event[r.choice(("max_time", "interactive_ttl"))] = r.choice((0, -1))
+                case 6 if verb == "create_session":
+                    event["reservation"] = "r0" if not self.reservations else r.choice(self.reservations)[0]
+                case 6 if verb == "submit" and "session" in event:
+                    event["session"] = "s0" if self.chance(0.5) else self.session()
+                case 7 if verb == "reserve":
+                    match r.randint(0, 3):
+                        case 0:
+                            event["holder"] = r.choice(BROKEN_PATHS)
+                        case 1:
+                            event["end"] = event["start"]
+                        case 2:
+                            event["end"] = max(0, round(event["start"] - self.step, 3))
+                        case _:
+                            event["start"] = max(0, round(self.now - self.step, 3))
+                case _:
+                    if r.randint(0, 1) and self.sessions:
+                        event = {r.choice(("close_session", "cancel_session")): r.choice(("s0", *self.sessions))}
+                        event |= {"user": r.choice(self.users)}
+                    else:
+                        event = {"cancel": r.choice(("j0", "calibration-q1-1", "calibration-q1-2", *self.jobs))}
+                        event |= {"user": r.choice(self.users)} if self.chance(0.5) else {}
+                    return event
+        return event
+
+
+def make_scenario(seed: int) -> dict[str, Any]:
+    """The scenario of this seed: always the same."""
+    return Maker(seed).make()
+
+
+class _Flow(yaml.SafeDumper):
+    """Writes what is inside a line as `{a: 1, b: [2]}`."""
+
+
+def _inline(value: Any) -> str:
+    text: str = yaml.dump(value, Dumper=_Flow, default_flow_style=True, sort_keys=False, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def to_yaml(scenario: Mapping[str, Any]) -> str:
+    """The scenario as a file: one line an event."""
+    lines: list[str] = []
+    for key, value in scenario.items():
+        if key == "events":
+            lines.append("events:" if value else "events: []")
+            lines += [f"  - {_inline(event)}" for event in value]
+        elif key == "devices":
+            lines.append("devices:")
+            lines += [f"  {name}: {_inline(settings)}" for name, settings in value.items()]
+        else:
+            lines.append(f"{key}: {_inline(value)}")
+    return "\n".join(lines) + "\n"
