@@ -518,8 +518,8 @@ def check_exposure(config: Config) -> None:
         raise ConfigError(
             [
                 f"without [[tokens]] names are trusted, so the server listens on loopback only, not on "
-                f"{config.listen}: make tokens with `cadenza token --user lab/alice` and put what it prints into the configuration, or "
-                "listen on 127.0.0.1"
+                f"{config.listen}: make tokens with `cadenza token --user lab/alice` and put what it prints into the "
+                "configuration, or listen on 127.0.0.1"
             ]
         )
     if config.tls is None and not config.insecure:

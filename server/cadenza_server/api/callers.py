@@ -48,7 +48,7 @@ class Callers:
         values = [value for key, value in metadata or () if key == wanted]
         if len(values) > 1:
             raise Refusal(
-                Code.UNAUTHENTICATED, "INVALID_TOKEN", f"the metadata {wanted!r} is there {len(values)} times: send it once"
+                Code.UNAUTHENTICATED, "INVALID_TOKEN", f"the metadata {wanted!r} is there twice: send it once"
             )
         value = values[0] if values else ""
         if isinstance(value, bytes):
