@@ -1,0 +1,211 @@
+"""Qiskit's PUBs and results to and from the messages of the contract."""
+
+import hashlib
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
+from qiskit import QuantumCircuit, qpy
+from qiskit.primitives import BitArray, DataBin, PrimitiveResult, PubResult, SamplerPubResult
+from qiskit.primitives.containers.bindings_array import BindingsArray
+from qiskit.primitives.containers.estimator_pub import EstimatorPub
+from qiskit.primitives.containers.observables_array import ObservablesArray
+from qiskit.primitives.containers.sampler_pub import SamplerPub
+
+from cadenza._errors import InvalidRequestError
+from cadenza._times import read_seconds
+from cadenza.arrays import array_from_tensor, bit_array_from_message, tensor_from_array
+from cadenza.v1.circuit_pb2 import Circuit
+from cadenza.v1.program_pb2 import (
+    PROGRAM_KIND_SAMPLER,
+    EstimatorJob,
+    ExecutionOptions,
+    Observable,
+    PauliTerm,
+    Program,
+    ProgramKind,
+    SamplerJob,
+)
+from cadenza.v1.program_pb2 import EstimatorPub as EstimatorPubMessage
+from cadenza.v1.program_pb2 import ObservablesArray as ObservablesArrayMessage
+from cadenza.v1.program_pb2 import SamplerPub as SamplerPubMessage
+from cadenza.v1.result_pb2 import ExecutionInfo, JobResult
+from cadenza.v1.result_pb2 import PubResult as PubResultMessage
+from cadenza.v1.tensor_pb2 import Tensor
+
+QPY_VERSION: Final[int] = qpy.common.QPY_VERSION
+"""The newest QPY version that this Qiskit writes."""
+
+QPY_VERSION_MIN: Final[int] = qpy.common.QPY_COMPATIBILITY_VERSION
+"""The oldest that it can still write."""
+
+
+@dataclass
+class CircuitWriter:
+    """Writes the circuits of one job: in full those that the server does not know, by digest the others.
+
+    `known`: digests that the job's session holds. `version`: of QPY. A circuit is written as QPY each time (40 us for
+    a small one, less than a faithful comparison of two circuits), so a circuit that was changed gets a new digest.
+    """
+
+    known: frozenset[bytes]
+    version: int
+    sent: set[bytes] = field(default_factory=set)
+    """Digests of the circuits that were written in full."""
+    named: bool = False
+    """Whether one was named by a digest of `known`."""
+
+    def write(self, circuit: QuantumCircuit) -> Circuit:
+        """The message for one circuit."""
+        file = io.BytesIO()
+        qpy.dump(circuit, file, version=self.version)
+        data = file.getvalue()
+        digest = hashlib.sha256(data).digest()
+        if digest in self.sent:
+            return Circuit(digest=digest)
+        if digest in self.known:
+            self.named = True
+            return Circuit(digest=digest)
+        self.sent.add(digest)
+        return Circuit(qpy=data)
+
+
+def choose_qpy_version(server_min: int, server_max: int) -> int:
+    """The newest QPY version that this Qiskit writes and the server reads. Raises `InvalidRequestError` if none."""
+    version = min(QPY_VERSION, server_max) if server_max else QPY_VERSION
+    if version < max(QPY_VERSION_MIN, server_min):
+        raise InvalidRequestError(
+            f"this Qiskit writes QPY versions {QPY_VERSION_MIN} to {QPY_VERSION}, the server reads {server_min} to "
+            f"{server_max}: upgrade the older of the two",
+            code="INVALID_ARGUMENT",
+            reason="UNSUPPORTED_QPY_VERSION",
+        )
+    return version
+
+
+def encode_sampler(
+    pubs: Iterable[SamplerPub], writer: CircuitWriter, options: ExecutionOptions, default_shots: int | None
+) -> Program:
+    """A call of the Sampler."""
+    return Program(
+        sampler=SamplerJob(
+            pubs=[_encode_sampler_pub(pub, writer) for pub in pubs], default_shots=default_shots, options=options
+        )
+    )
+
+
+def encode_estimator(
+    pubs: Iterable[EstimatorPub], writer: CircuitWriter, options: ExecutionOptions, default_precision: float | None
+) -> Program:
+    """A call of the Estimator."""
+    return Program(
+        estimator=EstimatorJob(
+            pubs=[_encode_estimator_pub(pub, writer) for pub in pubs],
+            default_precision=default_precision,
+            options=options,
+        )
+    )
+
+
+def _encode_sampler_pub(pub: SamplerPub, writer: CircuitWriter) -> SamplerPubMessage:
+    names, values = _encode_bindings(pub.parameter_values)
+    return SamplerPubMessage(
+        circuit=writer.write(pub.circuit), parameter_values=values, parameter_names=names, shots=pub.shots
+    )
+
+
+def _encode_estimator_pub(pub: EstimatorPub, writer: CircuitWriter) -> EstimatorPubMessage:
+    names, values = _encode_bindings(pub.parameter_values)
+    return EstimatorPubMessage(
+        circuit=writer.write(pub.circuit),
+        observables=encode_observables(pub.observables),
+        parameter_values=values,
+        parameter_names=names,
+        precision=pub.precision,
+    )
+
+
+def _encode_bindings(bindings: BindingsArray) -> tuple[tuple[str, ...], Tensor | None]:
+    """Names, and values of shape (..., names)."""
+    data: Mapping[tuple[str, ...], np.ndarray[Any, np.dtype[Any]]] = bindings.data
+    if not bindings.num_parameters and not bindings.shape:
+        return (), None
+    if len(data) == 1:
+        ((names, array),) = data.items()
+        return names, tensor_from_array(array)
+    names = tuple(name for key in data for name in key)
+    shape = (*bindings.shape, 0)
+    return names, tensor_from_array(np.concatenate([np.empty(shape), *data.values()], axis=-1))
+
+
+def encode_observables(observables: ObservablesArray) -> ObservablesArrayMessage:
+    """An array of observables, term by term."""
+    array = np.asarray(observables)
+    return ObservablesArrayMessage(
+        shape=array.shape,
+        observables=[
+            Observable(terms=[PauliTerm(pauli=pauli, coefficient=factor) for pauli, factor in terms.items()])
+            for terms in array.reshape(-1)
+        ],
+    )
+
+
+def decode_result(result: JobResult, kind: ProgramKind.ValueType) -> PrimitiveResult:
+    """What Qiskit's primitives return: for a sampler `SamplerPubResult`s of `BitArray`s, else `PubResult`s of arrays."""
+    pub_type = SamplerPubResult if kind == PROGRAM_KIND_SAMPLER else PubResult
+    metadata = read_struct(result.metadata)
+    if result.HasField("execution"):
+        metadata["execution"] = _read_execution(result.execution)
+    return PrimitiveResult([_decode_pub(pub, pub_type) for pub in result.pubs], metadata)
+
+
+def _decode_pub(pub: PubResultMessage, pub_type: type[PubResult]) -> PubResult:
+    fields: dict[str, Any] = {}
+    for item in pub.fields:
+        if item.WhichOneof("value") == "bits":
+            samples, num_bits = bit_array_from_message(item.bits)
+            fields[item.name] = BitArray(samples, num_bits)
+        else:
+            fields[item.name] = array_from_tensor(item.tensor)
+    return pub_type(DataBin(**fields, shape=tuple(pub.shape)), read_struct(pub.metadata))
+
+
+def _read_execution(info: ExecutionInfo) -> dict[str, Any]:
+    return {
+        "device": info.device,
+        "epoch": info.epoch,
+        "attempt": info.attempt,
+        "method": info.method,
+        "parse_s": read_seconds(info.parse_duration),
+        "transpile_s": read_seconds(info.transpile_duration),
+        "execute_s": read_seconds(info.execute_duration),
+    }
+
+
+def read_struct(struct: Struct) -> dict[str, Any]:
+    """A JSON object as a dict; whole numbers are ints."""
+    return {key: _read_value(value) for key, value in struct.fields.items()}
+
+
+def _read_value(value: Value) -> Any:
+    match value.WhichOneof("kind"):
+        case "number_value":
+            number = value.number_value
+            return int(number) if number.is_integer() else number
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case "struct_value":
+            return read_struct(value.struct_value)
+        case "list_value":
+            return _read_list(value.list_value)
+        case _:
+            return None
+
+
+def _read_list(values: ListValue) -> list[Any]:
+    return [_read_value(value) for value in values.values]

@@ -1,0 +1,193 @@
+"""What can go wrong, as typed exceptions: what the server refuses, what a job ended with, what comes too late."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Protocol, cast
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+DOMAIN: Final = "cadenza"
+"""The domain of the server's `google.rpc.ErrorInfo`."""
+
+_DETAILS_KEY: Final = "grpc-status-details-bin"
+
+
+class CadenzaError(Exception):
+    """Everything that this library raises about a server or a job.
+
+    `message`: a sentence that says what is wrong and what to do. `code`: the gRPC code by name, such as `NOT_FOUND`.
+    `reason`: stable, for programs, a member of `cadenza.v1.ErrorReason` (or of `JobReason`) without its prefix; empty
+    if the server gave none. `field`: path of the request's field that is wrong, empty if it is about none. `metadata`:
+    names and numbers that a program may want. `retry_after_s`: how many seconds the server asks to wait, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "UNKNOWN",
+        reason: str = "",
+        field: str = "",
+        metadata: Mapping[str, str] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.reason = reason
+        self.field = field
+        self.metadata = dict(metadata or {})
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.reason}]" if self.reason else self.message
+
+
+class InvalidRequestError(CadenzaError, ValueError):
+    """INVALID_ARGUMENT: the request itself is wrong; `field` names where. Sent again it fails again."""
+
+
+class OptionError(InvalidRequestError):
+    """An option of a primitive that does not exist or has a wrong value. Found before anything is sent."""
+
+
+class UnauthenticatedError(CadenzaError):
+    """UNAUTHENTICATED: no token, or one that the server does not know."""
+
+
+class PermissionDeniedError(CadenzaError):
+    """PERMISSION_DENIED: it belongs to somebody else, or only operators may do it."""
+
+
+class NotFoundError(CadenzaError, LookupError):
+    """NOT_FOUND: there is no device, session, job, reservation, path or circuit of this name."""
+
+
+class AlreadyExistsError(CadenzaError):
+    """ALREADY_EXISTS: the id that the caller chose is taken."""
+
+
+class PreconditionError(CadenzaError):
+    """FAILED_PRECONDITION: not in the state that it is in: a session that accepts no jobs, a job that is final."""
+
+
+class NotReadyError(PreconditionError):
+    """FAILED_PRECONDITION, RESULT_NOT_READY: the job has not ended."""
+
+
+class OutOfRangeError(CadenzaError):
+    """OUT_OF_RANGE: a resume token or an offset that the server does not have."""
+
+
+class ExhaustedError(CadenzaError):
+    """RESOURCE_EXHAUSTED: a quota or a limit of size."""
+
+
+class UnavailableError(CadenzaError):
+    """UNAVAILABLE, after the retries: the server cannot be reached, is stopping, or cannot write to its disk."""
+
+
+class InternalError(CadenzaError):
+    """INTERNAL or UNKNOWN: a bug of the server; the message names the entry in its log."""
+
+
+class CadenzaTimeoutError(CadenzaError, TimeoutError):
+    """A call, or a wait for a job, took longer than its timeout. The job goes on."""
+
+
+class JobError(CadenzaError):
+    """A job ended without a result. `reason`: its `JobReason` without prefix; `detail`: the server's sentence."""
+
+    def __init__(self, message: str, *, job_id: str, reason: str, detail: str) -> None:
+        super().__init__(message, code="ABORTED", reason=reason, metadata={"job_id": job_id})
+        self.job_id = job_id
+        self.detail = detail
+
+
+class JobFailedError(JobError):
+    """The job failed, or was stopped at its `max_execution_time` (reason RAN_TOO_LONG)."""
+
+
+class JobCancelledError(JobError):
+    """The job was cancelled, by itself or with its session."""
+
+
+class ServerStartError(CadenzaError):
+    """The private server of `CadenzaService.local()` did not come up; the message holds what it wrote to stderr."""
+
+
+_BY_CODE: Final[dict[str, type[CadenzaError]]] = {
+    "INVALID_ARGUMENT": InvalidRequestError,
+    "UNAUTHENTICATED": UnauthenticatedError,
+    "PERMISSION_DENIED": PermissionDeniedError,
+    "NOT_FOUND": NotFoundError,
+    "ALREADY_EXISTS": AlreadyExistsError,
+    "FAILED_PRECONDITION": PreconditionError,
+    "OUT_OF_RANGE": OutOfRangeError,
+    "RESOURCE_EXHAUSTED": ExhaustedError,
+    "UNAVAILABLE": UnavailableError,
+    "DEADLINE_EXCEEDED": CadenzaTimeoutError,
+    "INTERNAL": InternalError,
+    "UNKNOWN": InternalError,
+}
+
+
+def make_error(
+    code: str, message: str, metadata: Iterable[tuple[str, str | bytes]] = (), target: str = ""
+) -> CadenzaError:
+    """The exception for a call that ended with `code`; `metadata` is the trailing metadata with the status details."""
+    reason, field, facts, retry_after = "", "", dict[str, str](), None
+    for detail in _read_details(metadata):
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo()
+            detail.Unpack(info)
+            if info.domain == DOMAIN:
+                reason, facts = info.reason, dict(info.metadata)
+        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad = error_details_pb2.BadRequest()
+            detail.Unpack(bad)
+            field = bad.field_violations[0].field if bad.field_violations else ""
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo()
+            detail.Unpack(retry)
+            retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos * 1e-9
+    kind = NotReadyError if reason == "RESULT_NOT_READY" else _BY_CODE.get(code, CadenzaError)
+    if kind is UnavailableError and not reason:
+        message = (
+            f"cannot reach a server at {target}: start one with `cadenza serve`, or name another target ({message})"
+        )
+    return kind(
+        message,
+        code=code,
+        reason=reason,
+        field=field or facts.get("field", ""),
+        metadata=facts,
+        retry_after_s=retry_after,
+    )
+
+
+class FailedCall(Protocol):
+    """What the exceptions of gRPC's blocking and asyncio calls have in common."""
+
+    def code(self) -> grpc.StatusCode | None:
+        """The canonical code."""
+
+    def details(self) -> str | None:
+        """A sentence."""
+
+    def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
+        """Holds the status details."""
+
+
+def map_error(error: grpc.RpcError, target: str) -> CadenzaError:
+    """The exception for what a blocking or asyncio call of gRPC raised."""
+    call = cast(FailedCall, error)
+    code = call.code()
+    return make_error(code.name if code else "UNKNOWN", call.details() or "", call.trailing_metadata() or (), target)
+
+
+def _read_details(metadata: Iterable[tuple[str, str | bytes]]) -> Iterable[Any]:
+    for key, value in metadata:
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            return cast(Iterable[Any], status_pb2.Status.FromString(value).details)
+    return ()
