@@ -17,6 +17,7 @@ arguments that the class `Queue` has checked. Only `Queue` raises ValueError.
 Threads. None: one owner calls. All functions are `nogil`, and none of them blocks or reads a clock.
 """
 
+cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
@@ -165,6 +166,7 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil
 cdef int queue_finish(State *q, uint32_t device, int64_t now) except -1 nogil
 
 
+@cython.final
 cdef class Queue:
     cdef State state
     cdef Node *_node(self, int64_t node) except NULL

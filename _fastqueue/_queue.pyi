@@ -8,16 +8,18 @@ raise `ValueError` and change nothing.
 Law: semantics 3 (dispatch), 5.3 (order inside a session), 6 (fair share), 8 (windows).
 """
 
-from typing import Final
+from typing import Final, final
 
 NEVER: Final[int]  # 2**63 - 1: no deadline, no window ahead
 ROOT: Final[int]  # 0: the root of the share tree
+__pyx_capi__: Final[dict[str, object]]  # the functions of `_queue.pxd`, for C callers
 # What `pick` answers when no job is to run.
 NOTHING: Final[int]  # -1: no candidate; the device stays free
 HELD: Final[int]  # -2: the active dedicated session holds the device
 BATCH_FITS_NOTHING: Final[int]  # -3: the active batch has queued jobs and none fits before its `fit_deadline` (5.3)
 BATCH_MAY_NOT_START: Final[int]  # -4: jobs of the active batch fit, but none may start before the next window (8)
 
+@final
 class Queue:
     def __init__(self, half_life_ns: int) -> None: ...
 

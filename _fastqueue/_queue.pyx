@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: auto_pickle=False, autotestdict=False, embedsignature=False
 """The compiled queue. Its surface is `_queue.pyi`, its layout and contract `_queue.pxd`, its meaning `reference.py`.
 
 The law of this file; every function may rely on it and leaves it behind true:

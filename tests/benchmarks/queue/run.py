@@ -1,0 +1,272 @@
+"""Measures the queue: `python tests/benchmarks/queue/run.py [--quick]`.
+
+A cycle is pick + start + finish + push on one device whose queue keeps its size. It is compared with pop + push on a
+std::priority_queue of as many 16-byte pairs, and with heapq. All run alternately in this process; figures are medians.
+Needs Cython and a C and C++ compiler: what drives the queue from C is built in a temporary folder.
+"""
+
+import argparse
+import heapq
+import importlib.util
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from array import array
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+SECOND = 10**9
+SAME_USER = 2**32 - 1
+
+
+def build(folder: Path) -> ModuleType:
+    """Compile `drive.pyx` in `folder` and import it."""
+    script = (
+        "import sys\n"
+        "from Cython.Build import cythonize\n"
+        "from setuptools import Extension, setup\n"
+        "root, source = sys.argv[3:]\n"
+        "del sys.argv[3:]\n"
+        "drive = Extension('drive', [source], language='c++', extra_compile_args=['-O2'])\n"
+        "setup(name='drive', ext_modules=cythonize([drive], include_path=[root], quiet=True))\n"
+    )
+    source = folder / "drive.pyx"
+    source.write_text((HERE / "drive.pyx").read_text())
+    (folder / "build.py").write_text(script)
+    command = [sys.executable, "build.py", "-q", "build_ext", "--inplace"]
+    # setuptools reads the first three arguments; the script takes the other two off.
+    (folder / "build.py").write_text(script.replace("sys.argv[3:]", "sys.argv[4:]"))
+    subprocess.run([*command, str(ROOT), str(source)], cwd=folder, check=True)
+    built = next(folder.glob("drive*.so"))
+    spec = importlib.util.spec_from_file_location("drive", built)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Workload:
+    """A queue of `size` jobs: ten a user, a hundred users an account (ten, of a hundred users), uneven usage."""
+
+    def __init__(self, size: int, chance: random.Random) -> None:
+        from _fastqueue import Queue
+
+        self.chance = chance
+        self.queue = Queue(7 * 86400 * SECOND)
+        self.now = 1_700_000_000 * SECOND
+        self.seq = size
+        before = self.queue.memory_bytes()
+        self.queue.add_device()
+        user_count = size // 10
+        accounts = [self.queue.add_node(0) for _ in range(max(10, user_count // 100))]
+        self.users = [self.queue.add_node(accounts[i % len(accounts)]) for i in range(user_count)]
+        chance.shuffle(self.users)
+        self.owner: dict[int, int] = {}
+        jobs: list[int] = []
+        for seq in range(size):
+            user = self.users[seq % user_count]
+            jobs.append(self.queue.push(0, user, seq, 0, self.estimate()))
+            self.owner[jobs[-1]] = user
+        for user in self.users:
+            self.queue.charge(user, self.now, chance.randrange(1, 20 * SECOND))
+        self.jobs = jobs
+        self.bytes = self.queue.memory_bytes() - before
+
+    def estimate(self) -> int:
+        return self.chance.randrange(SECOND // 2, 2 * SECOND)
+
+    def cycles(self, drive: ModuleType, count: int, window: int = -1, others: bool = False) -> tuple[float, float]:
+        """(ns a cycle, part of the picks that found nothing), driven from C."""
+        estimates = array("q", (self.estimate() for _ in range(count)))
+        lengths = array("q", (self.chance.randrange(SECOND // 4, 2 * SECOND) for _ in range(count)))
+        users = array("I", (self.chance.choice(self.users) if others else SAME_USER for _ in range(count)))
+        took, self.now, nothing = drive.cycle(self.queue, self.now, self.seq, estimates, lengths, users, window)
+        self.seq += count
+        return took / count * 1e9, nothing / count
+
+    def cycles_from_python(self, count: int) -> float:
+        """Ns a cycle, driven from Python by a caller who keeps whose job each handle is."""
+        estimates = [self.estimate() for _ in range(count)]
+        pick, start, finish, push = self.queue.pick, self.queue.start, self.queue.finish, self.queue.push
+        owner, now, seq = self.owner, self.now, self.seq
+        began = time.perf_counter()
+        for estimate in estimates:
+            job = pick(0, now)
+            start(job, now)
+            now += 1_100_000_000
+            finish(0, now)
+            user = owner[job]
+            job = push(0, user, seq, 0, estimate)
+            owner[job] = user
+            seq += 1
+        took = time.perf_counter() - began
+        self.now, self.seq = now, seq
+        return took / count * 1e9
+
+
+def heapq_cycles(heap: list[tuple[float, int]], chance: random.Random, count: int) -> float:
+    """Ns for heappop + heappush."""
+    steps = [chance.random() for _ in range(count)]
+    pop, push = heapq.heappop, heapq.heappush
+    began = time.perf_counter()
+    for step in steps:
+        usage, seq = pop(heap)
+        push(heap, (usage + step, seq))
+    return (time.perf_counter() - began) / count * 1e9
+
+
+def machine() -> str:
+    """One line about where this ran."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        cpu = f"{len(names)} x {names[0]}"
+    except (OSError, IndexError):
+        pass
+    compiler = subprocess.run(["c++", "--version"], capture_output=True, text=True, check=False).stdout.split("\n")[0]
+    return f"{cpu}; {compiler}; Python {platform.python_version()}"
+
+
+def measure(drive: ModuleType, size: int, runs: int, count: int) -> dict[str, float]:
+    """All figures at one size, in ns (but for the last rows)."""
+    chance = random.Random(size)
+    work = Workload(size, chance)
+    standard = drive.StandardQueue(size)
+    heap = [(chance.random(), i) for i in range(size)]
+    heapq.heapify(heap)
+    python_count = max(count // 8, 1000)
+    figures: dict[str, list[float]] = {}
+
+    def note(name: str, value: float) -> None:
+        figures.setdefault(name, []).append(value)
+
+    # So that the usage is where it stays; shared by every later run.
+    work.cycles(drive, size)
+    standard.cycle(size)
+    for _ in range(runs):
+        note("std::priority_queue pop + push", standard.cycle(count) / count * 1e9)
+        note("cycle from C", work.cycles(drive, count)[0])
+        note("cycle from C, another user submits", work.cycles(drive, count, others=True)[0])
+        took, nothing = work.cycles(drive, count, window=0)
+        assert nothing == 1
+        note("cycle from C, after a pick before a window that nothing fits", took)
+        took, nothing = work.cycles(drive, count, window=SECOND * 6 // 10)
+        note("cycle from C, before a window that one job in 15 fits", took)
+        note("  part of the picks that found nothing", nothing)
+        work.owner = {}
+    for _ in range(runs):
+        note("pick alone", drive.picks(work.queue, work.now, 10_000) / 10_000 * 1e9)
+    # From Python: whose job is whose has to be known, so the queue is made again.
+    work = Workload(size, chance)
+    work.cycles_from_python(size)
+    jobs = list(work.owner)
+    for _ in range(runs):
+        note("cycle from Python", work.cycles_from_python(python_count))
+        note("heapq pop + push", heapq_cycles(heap, chance, python_count))
+    del jobs
+    single = min(size // 20, 20_000)
+    clock = drive.clocks(100_000) / 100_000 * 1e9
+    work = Workload(size, chance)
+    work.cycles_from_python(size)
+    for _ in range(runs):
+        queued = work_jobs(work)
+        cancelled = array("I", chance.sample(queued, single))
+        note("cancel", drive.cancels(work.queue, cancelled) / single * 1e9 - clock)
+        owners = [work.owner[job] for job in cancelled]
+        refill(work, owners)
+        took, work.now = drive.starts(work.queue, work.now, single)
+        note("pick + start", took / single * 1e9 - clock)
+        refill(work, [chance.choice(work.users) for _ in range(single)])
+    note("bytes a job and its tenth of a user", work.bytes / size)
+    return {name: statistics.median(values) for name, values in figures.items()}
+
+
+def work_jobs(work: Workload) -> list[int]:
+    """Handles that are queued now: the queue itself says so."""
+    queued = []
+    for job in list(work.owner):
+        try:
+            work.queue.set_priority(job, 0)
+        except ValueError:
+            continue
+        queued.append(job)
+    return queued
+
+
+def refill(work: Workload, users: list[int]) -> None:
+    """Push a job for each."""
+    for user in users:
+        job = work.queue.push(0, user, work.seq, 0, work.estimate())
+        work.owner[job] = user
+        work.seq += 1
+
+
+def stalls(size: int) -> dict[str, float]:
+    """Milliseconds to release and to drop a session's jobs."""
+    from _fastqueue import Queue
+
+    figures: dict[str, float] = {}
+    for batch in (False, True):
+        for call in ("release_jobs", "drop_jobs"):
+            took = []
+            for run in range(5):
+                chance = random.Random(run)
+                queue = Queue(7 * 86400 * SECOND)
+                queue.add_device()
+                session = queue.add_session(0, queue.add_node(0), batch)
+                for seq in range(size):
+                    queue.push_session(session, seq, 0, chance.randrange(1, SECOND), seq == 0)
+                queue.activate(session)
+                act: Any = getattr(queue, call)
+                began = time.perf_counter()
+                act(session)
+                took.append((time.perf_counter() - began) * 1e3)
+            figures[f"{call} of {size:,} jobs, {'batch' if batch else 'dedicated'}"] = statistics.median(took)
+    return figures
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="three runs and no million")
+    quick = parser.parse_args().quick
+    runs = 3 if quick else 9
+    sizes = (1_000, 100_000) if quick else (1_000, 100_000, 1_000_000)
+    with tempfile.TemporaryDirectory() as folder:
+        drive = build(Path(folder))
+        print(machine())
+        print(f"Medians of {runs} alternating runs, ns.\n")
+        tables = {size: measure(drive, size, runs, 100_000) for size in sizes}
+    print("| | " + " | ".join(f"{size:,} jobs" for size in sizes) + " |")
+    print("|---|" + "---:|" * len(sizes))
+    for name in tables[sizes[0]]:
+        digits = 2 if "part" in name else 1 if "bytes" in name else 0
+        print(f"| {name} | " + " | ".join(f"{tables[size][name]:.{digits}f}" for size in sizes) + " |")
+    ratios = {
+        "cycle from C / priority_queue": ("cycle from C", "std::priority_queue pop + push"),
+        "with a window that nothing fits / priority_queue": (
+            "cycle from C, after a pick before a window that nothing fits",
+            "std::priority_queue pop + push",
+        ),
+        "cycle from Python / priority_queue": ("cycle from Python", "std::priority_queue pop + push"),
+        "heapq / cycle from C": ("heapq pop + push", "cycle from C"),
+        "cancel / (pick + start)": ("cancel", "pick + start"),
+    }
+    for name, (over, under) in ratios.items():
+        print(f"| **{name}** | " + " | ".join(f"{tables[s][over] / tables[s][under]:.2f}" for s in sizes) + " |")
+    print()
+    for name, figure in stalls(100_000).items():
+        print(f"{name}: {figure:.1f} ms")
+
+
+if __name__ == "__main__":
+    main()
