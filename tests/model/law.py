@@ -230,6 +230,12 @@ class Law:
             self.handle_instant()
         return self.outcome()
 
+    def play_before(self, instant: int) -> None:
+        """Handle all that comes earlier than `instant`: for a generator that looks at the state as it writes."""
+        while (now := self.next_instant()) is not None and now < instant:
+            self.now = now
+            self.handle_instant()
+
     def next_instant(self) -> int | None:
         instants = [at for at, _ in self.events[:1]]
         instants += [device.run.ends_at for device in self.devices.values() if device.run]

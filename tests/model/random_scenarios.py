@@ -1,7 +1,9 @@
 """Random small scenarios, each from one number, in which everything that the law speaks of happens often and at once.
 
-Times lie on a coarse grid, so that ends, deadlines and commands of every kind coincide. `make_scenario(seed)` returns
-what the YAML of a scenario file would be read as; `to_yaml` writes it in the style of those files.
+Times lie on a coarse grid, so that ends, deadlines and commands of every kind coincide; and the maker plays the law
+along as it writes, so that it can aim: at the instant of the next deadline, at jobs that run, at sessions that live.
+`make_scenario(seed)` returns what the YAML of a scenario file would be read as; `to_yaml` writes it in the style of
+those files.
 """
 
 import random
@@ -9,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
+
+from tests.model.law import Job, Law, Session, to_ns, to_seconds
 
 USERS = ("lab/alice", "lab/bob", "lab/team/carol", "lab/team/dan", "uni/eve", "uni/fred", "gina", "uni/x/y/hal")
 HOLDERS = ("lab", "lab/alice", "lab/team", "uni", "uni/eve", "gina", "uni/x", "nobody")
@@ -29,8 +33,6 @@ class Maker:
         self.sessions: list[str] = []
         self.session_of: dict[str, tuple[str, str]] = {}
         self.owner: dict[str, str] = {}
-        self.first_jobs: list[str] = []
-        self.begun: set[str] = set()
         self.reservations: list[tuple[str, str, str]] = []
         self.step = self.random.choice((1, 1, 1, 1, 0.5, 2, 0.001))
         # What the scenario is rich in: each theme makes some events and details more frequent.
@@ -55,23 +57,36 @@ class Maker:
         if self.chance(0.7):
             scenario["profile"] = r.choice(("runtime-2023", "runtime-2024"))
         if self.chance(0.4):
-            scenario["half_life"] = r.choice((0.5, 1, 3, 10, 60, 1000))
+            scenario["half_life"] = r.choice((10, 20, 60, 1000))
         if self.chance(0.5):
             nodes = [*self.users, *ACCOUNTS]
             scenario["shares"] = {path: r.choice((1, 2, 3, 0.5, 10)) for path in r.sample(nodes, r.randint(1, 4))}
         self.device_names = [f"q{i + 1}" for i in range(r.choice((1, 1, 1, 2, 2, 3)))]
         scenario["devices"] = {name: self.settings() for name in self.device_names}
         events: list[dict[str, Any]] = []
+        self.law = Law({**scenario, "events": []})
         pause = r.choice((0.15, 0.3, 0.45, 0.6))
-        for _ in range(r.choice((6, 12, 20, 30))):
-            events += [{"at": self.at(), **event} for event in self.burst()]
+        for _ in range(r.choice((8, 16, 30, 45))):
+            burst = [{"at": self.at(), **event} for event in self.burst()]
+            self.law.events += [(to_ns(event["at"]), event) for event in burst]
+            events += burst
             if self.chance(pause):
-                self.now += self.length(1, 1, 1, 2, 2, 3, 5, 8) if self.chance(0.95) else self.length(15, 30)
+                self.wait()
         scenario["events"] = events
         automatic = any("calibration_interval" in (settings or {}) for settings in scenario["devices"].values())
         if automatic or self.chance(0.15):
             scenario["until"] = round(self.now + self.length(0, 1, 5, 10, 40, 100), 3)
         return scenario
+
+    def wait(self) -> None:
+        """Go on by a few steps, or to the instant at which something is going to happen by itself."""
+        self.law.play_before(to_ns(self.now) + 1)
+        due = self.law.next_instant()
+        if due is not None and due <= to_ns(self.now + 60 * self.step) and self.chance(0.4):
+            self.now = to_seconds(due)
+        else:
+            self.now += self.length(1, 1, 1, 2, 2, 3, 5, 8) if self.chance(0.95) else self.length(15, 30)
+        self.law.play_before(to_ns(self.now))
 
     def at(self) -> float:
         now = round(self.now, 3)
@@ -85,7 +100,7 @@ class Maker:
         choices: dict[str, list[Any]] = {
             "interactive_ttl_dedicated": [self.length(0, 1, 2, 3, 5)],
             "interactive_ttl_batch": [self.length(0, 1, 2, 3, 5)],
-            "max_time": [self.length(2, 5, 8, 12, 20, 30, 50)],
+            "max_time": [self.length(2, 5, 8, 12, 20, 30, 50, 100)],
             "unused_ttl": [self.length(1, 2, 3, 5, 10, 15, 20)],
             "on_close": ["DRAIN", "FAIL_QUEUED"],
             "on_expiry": ["FAIL", "FAIR_SHARE", "FAIR_SHARE"],
@@ -110,10 +125,18 @@ class Maker:
 
     def burst(self) -> list[dict[str, Any]]:
         """One event, or a few that belong together."""
-        if not self.sessions or (len(self.sessions) < 6 and self.chance(0.12)):
+        rare = self.rare_event() if self.chance(0.15) else None
+        if rare is not None:
+            events = [rare]
+        elif not self.sessions or (len(self.sessions) < 6 and self.chance(0.12)):
             events = [self.reserve()] if self.chance(0.5 if "windows" in self.themes else 0.1) else []
             events.append(self.create_session())
             events += [self.submit_to_session() for _ in range(self.random.choice((0, 1, 2, 3, 4)))]
+        elif self.chance(0.12 if "closes" in self.themes else 0.03):
+            name = self.session()
+            events = [self.wind_up(name) for _ in range(self.random.choice((2, 2, 3)))]
+        elif "windows" in self.themes and self.chance(0.15):
+            events = [self.reserve_against(self.session())]
         else:
             events = [self.event()]
         if len(self.device_names) == 1 and self.chance(0.5):
@@ -121,6 +144,23 @@ class Maker:
                 if event.get("device") == "q1":
                     del event["device"]
         return events
+
+    def rare_event(self) -> dict[str, Any] | None:
+        """One for a state that seldom lasts, if there is such a state now."""
+        living = [session for session in self.law.sessions.values() if session.state != "CLOSED"]
+        choices: list[dict[str, Any]] = []
+        for session in living:
+            run = session.device.run
+            name = session.name
+            if run and run.job.session is session and run.outcome == "WORKER_LOST":
+                choices += [self.wind_up(name), {"close_session": name, "pending": "FAIL_QUEUED"}]
+            if session.state == "INACTIVE":
+                choices += [self.wind_up(name), self.submit_to_session(name)]
+            if session.state == "DRAINING" and session.first_job:
+                choices.append({"cancel": session.first_job.name})
+            if session.reservation and session.first_job and session.first_job.state in ("QUEUED", "RUNNING"):
+                choices.append({"close_session": name, "pending": "DRAIN"})
+        return self.random.choice(choices) if choices else None
 
     def event(self) -> dict[str, Any]:
         themes = self.themes
@@ -131,8 +171,7 @@ class Maker:
             self.calibrate: 8 if "calibrations" in themes else 2,
             self.reserve: 14 if "windows" in themes else 3,
             self.cancel: (14 if "cancels" in themes else 4) if self.jobs else 0,
-            self.close_session: 8 if "closes" in themes else 3,
-            self.cancel_session: 6 if "closes" in themes else 2,
+            self.wind_up: 14 if "closes" in themes else 4,
             self.nonsense: 4,
         }
         return self.random.choices(list(kinds), list(kinds.values()))[0]()
@@ -159,6 +198,8 @@ class Maker:
             details["fails"] = True
         if self.chance(0.6 if "losses" in self.themes else 0.07):
             details["worker_lost"] = [self.length(1, 1, 2, 3, 5, 8) for _ in range(self.random.randint(1, 3))]
+            if self.chance(0.5):
+                details["run"] = self.length(8, 10, 15)
         return details
 
     def submit(self) -> dict[str, Any]:
@@ -176,17 +217,24 @@ class Maker:
         return {"submit": name, "class": "CALIBRATION", "device": self.device(), **details}
 
     def session(self) -> str:
-        """One that was created, rather a late one."""
+        """One that was created, rather one that lives, of any state."""
+        living: dict[str, list[Session]] = {}
+        for session in self.law.sessions.values():
+            if session.state != "CLOSED":
+                living.setdefault(session.state, []).append(session)
+                run = session.device.run
+                if run and run.job.session is session and run.outcome == "WORKER_LOST":
+                    living.setdefault("about to lose a worker", []).append(session)
+        if living and self.chance(0.7):
+            state = self.random.choice(sorted(living))
+            return self.random.choice(living[state]).name
         return self.random.choice(self.sessions[-2:] if self.chance(0.8) else self.sessions)
 
-    def submit_to_session(self) -> dict[str, Any]:
-        name, session = self.name("j"), self.session()
+    def submit_to_session(self, session: str | None = None) -> dict[str, Any]:
+        name, session = self.name("j"), session or self.session()
         self.jobs.append(name)
         user, device = self.session_of[session]
         self.owner[name] = user
-        if session not in self.begun:
-            self.first_jobs.append(name)
-            self.begun.add(session)
         event = {"submit": name, "session": session}
         if self.chance(0.1):
             event["user"] = user
@@ -227,25 +275,48 @@ class Maker:
         self.reservations.append((name, holder, device))
         return {"reserve": name, "device": device, "holder": holder, "start": start, "end": end}
 
+    def reserve_against(self, session: str) -> dict[str, Any]:
+        """A window of somebody else on the session's device, a little ahead."""
+        user, device = self.session_of[session]
+        event = self.reserve()
+        event["holder"] = self.random.choice([h for h in HOLDERS if user != h and not user.startswith(h + "/")])
+        event["device"] = device
+        event["start"] = round(self.now + self.length(3, 5, 8, 10, 12, 15), 3)
+        event["end"] = round(event["start"] + self.length(1, 2, 3, 5), 3)
+        self.reservations[-1] = (event["reserve"], event["holder"], device)
+        return event
+
     def asker(self, owner: str | None) -> dict[str, Any]:
         if self.chance(0.7):
             return {}
         return {"user": owner if owner and self.chance(0.6) else self.random.choice(self.users)}
 
     def cancel(self) -> dict[str, Any]:
-        name = self.random.choice(self.jobs[-5:] if self.chance(0.7) else self.jobs)
-        if self.first_jobs and self.chance(0.4):
-            name = self.random.choice(self.first_jobs[-3:])
+        """Of a job: rather one that runs, or the first of its session."""
+        jobs = self.law.jobs.values()
+        targets: list[list[Job]] = [
+            [job for job in jobs if job.state == "RUNNING"],
+            [job for job in jobs if job.state == "RUNNING" and job.session],
+            [job for job in jobs if job.state == "QUEUED"],
+            [job for job in jobs if job.state == "QUEUED" and job.is_first],
+            [job for job in jobs if job.is_first and job.session and job.session.state in ("DRAINING", "INACTIVE")],
+            [job for job in jobs if job.state == "QUEUED" and job.job_class == "CALIBRATION"],
+        ]
+        targets = [target for target in targets if target]
+        if targets and self.chance(0.75):
+            name = self.random.choice(self.random.choice(targets)).name
+        else:
+            name = self.random.choice(self.jobs[-5:] if self.chance(0.7) else self.jobs)
         return {"cancel": name, **self.asker(self.owner.get(name))}
 
-    def close_session(self) -> dict[str, Any]:
-        name = self.session()
-        pending: dict[str, Any] = {"pending": self.random.choice(("DRAIN", "FAIL_QUEUED"))} if self.chance(0.6) else {}
-        return {"close_session": name, **pending, **self.asker(self.session_of[name][0])}
-
-    def cancel_session(self) -> dict[str, Any]:
-        name = self.session()
-        return {"cancel_session": name, **self.asker(self.session_of[name][0])}
+    def wind_up(self, name: str | None = None) -> dict[str, Any]:
+        """A close or cancel of a session."""
+        name = name or self.session()
+        asker = self.asker(self.session_of[name][0])
+        if self.chance(0.35):
+            return {"cancel_session": name, **asker}
+        pending = {"pending": self.random.choice(("DRAIN", "DRAIN", "FAIL_QUEUED"))} if self.chance(0.7) else {}
+        return {"close_session": name, **pending, **asker}
 
     def nonsense(self) -> dict[str, Any]:
         """A command that is (nearly always) refused, sometimes for several reasons at once."""
