@@ -30,7 +30,7 @@ class _SessionModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SessionMo
     SESSION_MODE_DEDICATED: _SessionMode.ValueType  # 1
     """Iterative work: while the session is active the device waits for its next job. Held time is charged."""
     SESSION_MODE_BATCH: _SessionMode.ValueType  # 2
-    """Many independent jobs, the smallest estimate first. It never holds the device."""
+    """Many independent jobs, the smallest estimate first. Its idle time is short (`interactive_ttl`) and is not charged."""
 
 class SessionMode(_SessionMode, metaclass=_SessionModeEnumTypeWrapper):
     """How a session's jobs are run."""
@@ -40,7 +40,7 @@ SESSION_MODE_UNSPECIFIED: SessionMode.ValueType  # 0
 SESSION_MODE_DEDICATED: SessionMode.ValueType  # 1
 """Iterative work: while the session is active the device waits for its next job. Held time is charged."""
 SESSION_MODE_BATCH: SessionMode.ValueType  # 2
-"""Many independent jobs, the smallest estimate first. It never holds the device."""
+"""Many independent jobs, the smallest estimate first. Its idle time is short (`interactive_ttl`) and is not charged."""
 Global___SessionMode: _TypeAlias = SessionMode  # noqa: Y015
 
 class _SessionState:
