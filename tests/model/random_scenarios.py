@@ -125,13 +125,13 @@ class Maker:
 
     def burst(self) -> list[dict[str, Any]]:
         """One event, or a few that belong together."""
-        rare = self.rare_event() if self.chance(0.15) else None
+        rare = self.rare_event() if self.chance(0.2) else None
         if rare is not None:
             events = [rare]
         elif not self.sessions or (len(self.sessions) < 6 and self.chance(0.12)):
             events = [self.reserve()] if self.chance(0.5 if "windows" in self.themes else 0.1) else []
             events.append(self.create_session())
-            events += [self.submit_to_session() for _ in range(self.random.choice((0, 1, 2, 3, 4)))]
+            events += [self.submit_to_session(self.sessions[-1]) for _ in range(self.random.choice((0, 1, 2, 3, 4)))]
         elif self.chance(0.12 if "closes" in self.themes else 0.03):
             name = self.session()
             events = [self.wind_up(name) for _ in range(self.random.choice((2, 2, 3)))]
@@ -156,8 +156,15 @@ class Maker:
                 choices += [self.wind_up(name), {"close_session": name, "pending": "FAIL_QUEUED"}]
             if session.state == "INACTIVE":
                 choices += [self.wind_up(name), self.submit_to_session(name)]
-            if session.state == "DRAINING" and session.first_job:
+            if session.state in ("DRAINING", "INACTIVE") and session.first_job:
                 choices.append({"cancel": session.first_job.name})
+            if session.state == "ACTIVE" and self.chance(0.3):
+                choices.append(self.reserve_against(name))
+            if session.state == "ACTIVE" and run and run.job.job_class == "CALIBRATION":
+                queued = self.law.queued(session)
+                choices.append({"cancel": queued[-1].name} if queued else self.submit_to_session(name))
+            if session.idle_left is not None:
+                choices.append({**self.calibrate(), "device": session.device.name})
             if session.reservation and session.first_job and session.first_job.state in ("QUEUED", "RUNNING"):
                 choices.append({"close_session": name, "pending": "DRAIN"})
         return self.random.choice(choices) if choices else None
