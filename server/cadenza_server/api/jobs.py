@@ -1,0 +1,351 @@
+"""`JobService`: submits jobs, follows them, and reads what came of them."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Final
+
+from cadenza.v1 import job_pb2, job_service_pb2, job_service_pb2_grpc, program_pb2, result_pb2, session_service_pb2
+
+from cadenza_server.api.callers import Context, current_caller
+from cadenza_server.api.conversion import (
+    JOB_CLASSES,
+    JOB_STATES,
+    PROGRAM_KINDS,
+    to_event,
+    to_job,
+    to_run,
+)
+from cadenza_server.api.errors import RefusalWithState
+from cadenza_server.api.fields import (
+    check_id,
+    check_length,
+    check_new_id,
+    check_page_size,
+    check_priority,
+    check_tags,
+    check_time,
+    check_user,
+    find_word,
+    find_words,
+    invalid,
+    make_key,
+    moved,
+)
+from cadenza_server.api.programs import ProgramChecker
+from cadenza_server.api.scope import NOBODY, Scope, narrow
+from cadenza_server.config import Limits
+from cadenza_server.engine import JobContent, JobFilter, RunFilter
+from cadenza_server.model.commands import Caller, CancelJob, SetPriority, SubmitJob
+from cadenza_server.model.errors import Code, Refusal
+from cadenza_server.model.words import JobClass, RunOutcome
+
+PIECE_BYTES: Final = 1024 * 1024
+"""Of a streamed result: well below the 4 MiB that gRPC clients take unless told otherwise."""
+
+CALIBRATION_PREFIX: Final = "calibration-"
+"""Names of the devices' own calibrations begin so."""
+
+_OUTCOMES: Final[Mapping[int, frozenset[RunOutcome]]] = {
+    job_pb2.RUN_OUTCOME_SUCCEEDED: frozenset({RunOutcome.SUCCEEDED}),
+    job_pb2.RUN_OUTCOME_FAILED: frozenset({RunOutcome.EXECUTION_ERROR}),
+    job_pb2.RUN_OUTCOME_CANCELLED: frozenset({RunOutcome.CANCELLED, RunOutcome.RAN_TOO_LONG}),
+    job_pb2.RUN_OUTCOME_WORKER_LOST: frozenset({RunOutcome.WORKER_LOST}),
+    job_pb2.RUN_OUTCOME_PUT_BACK: frozenset({RunOutcome.PUT_BACK}),
+}
+
+
+class JobSubmitter:
+    """Turns `JobSpec`s into commands and hands them to the engine; calibrations go the same way."""
+
+    def __init__(self, scope: Scope, checker: ProgramChecker) -> None:
+        self._scope = scope
+        self._checker = checker
+
+    async def prepare(self, spec: job_pb2.JobSpec, caller: Caller) -> tuple[SubmitJob, JobContent]:
+        """Check one job. Raises `Refusal`, the field relative to the spec."""
+        name = check_new_id(spec.job_id, "job_id")
+        if name.startswith(CALIBRATION_PREFIX):
+            raise invalid("job_id", f"ids that begin with {CALIBRATION_PREFIX!r} are the devices' own: take another")
+        session, device = spec.session_id, spec.device
+        if session:
+            home = await self._scope.find_device(session)
+            if device and device != home:
+                self._scope.facts(device)
+                raise invalid("device", f"the session is on {home!r}, not {device!r}: leave it out", "DEVICE_MISMATCH")
+            device = home
+        elif not device:
+            raise invalid("device", "it is missing: name a device or a session")
+        tags = check_tags(spec.tags, "tags")
+        hint = check_length(spec.estimate_hint, "estimate_hint") if spec.HasField("estimate_hint") else None
+        try:
+            content = self._checker.check(
+                spec.program,
+                self._scope.facts(device),
+                in_session=bool(session),
+                tags=tags,
+                estimate_hint_ns=hint,
+            )
+        except Refusal as refusal:
+            raise moved(refusal, "program") from None
+        job_class = JobClass.SESSION if session else JobClass.FAIR_SHARE
+        if spec.program.HasField("calibration"):
+            if not caller.operator:
+                raise Refusal(
+                    Code.PERMISSION_DENIED, "NOT_OPERATOR", "only operators calibrate: ask one", "program.calibration"
+                )
+            if session:
+                raise invalid("session_id", "a calibration belongs to no session: leave it out")
+            job_class = JobClass.CALIBRATION
+        limit = spec.HasField("max_execution_time")
+        command = SubmitJob(
+            job=name or self._scope.ids.make("job"),
+            caller=caller,
+            job_class=job_class,
+            device=device,
+            session=session or None,
+            priority=check_priority(spec.priority, "priority"),
+            limit=check_length(spec.max_execution_time, "max_execution_time") if limit else None,
+        )
+        return command, content
+
+
+class JobServicer(job_service_pb2_grpc.JobServiceServicer):
+    """Jobs. A user sees and changes the user's own, an operator everybody's; the engine refuses the rest."""
+
+    def __init__(self, scope: Scope, submitter: JobSubmitter, limits: Limits) -> None:
+        self._scope = scope
+        self._engine = scope.engine
+        self._submitter = submitter
+        self._limits = limits
+
+    # --- submitting -----------------------------------------------------------------------------------------------
+
+    async def SubmitJob(
+        self, request: job_service_pb2.SubmitJobRequest, context: Context
+    ) -> job_service_pb2.SubmitJobResponse:
+        """One job; it is on disk when this answers."""
+        caller = current_caller()
+        key = make_key(caller, "SubmitJob", request.request_id, request) if request.request_id else None
+        try:
+            command, content = await self._submitter.prepare(request.job, caller)
+        except Refusal as refusal:
+            raise moved(refusal, "job") from None
+        (view,) = await self._engine.submit((command,), (content,), key)
+        return job_service_pb2.SubmitJobResponse(job=to_job(view))
+
+    async def SubmitJobs(
+        self, request: job_service_pb2.SubmitJobsRequest, context: Context
+    ) -> job_service_pb2.SubmitJobsResponse:
+        """Many jobs, all or none."""
+        caller = current_caller()
+        count, most = len(request.jobs), self._limits.jobs_per_call_max
+        if not 0 < count <= most:
+            raise invalid("jobs", f"there are {count} jobs: a call takes 1 to {most}")
+        key = make_key(caller, "SubmitJobs", request.request_id, request)
+        commands, contents = [], []
+        for index, spec in enumerate(request.jobs):
+            try:
+                command, content = await self._submitter.prepare(spec, caller)
+            except Refusal as refusal:
+                raise moved(refusal, f"jobs[{index}]") from None
+            commands.append(command)
+            contents.append(content)
+        views = await self._engine.submit(commands, contents, key)
+        answer = job_service_pb2.SubmitJobsResponse()
+        for view in views:
+            answer.jobs.add(job_id=view.job, seq=view.seq)
+        return answer
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    async def GetJob(
+        self, request: job_service_pb2.GetJobRequest, context: Context
+    ) -> job_service_pb2.GetJobResponse:
+        """One job."""
+        view = await self._engine.get_job(check_id(request.job_id, "job_id"), caller=current_caller())
+        return job_service_pb2.GetJobResponse(job=to_job(view))
+
+    async def ListJobs(
+        self, request: job_service_pb2.ListJobsRequest, context: Context
+    ) -> job_service_pb2.ListJobsResponse:
+        """Jobs by filter."""
+        where = JobFilter(
+            states=find_words(request.states, JOB_STATES, "states"),
+            device=request.device or None,
+            session=request.session_id or None,
+            user=_check_whose(current_caller(), request.user),
+            tags=frozenset(request.tags),
+            job_class=find_word(request.job_class, JOB_CLASSES, "job_class"),
+            program_kind=find_word(request.program_kind, PROGRAM_KINDS, "program_kind"),
+            created_from=_time_of(request, "created_from"),
+            created_before=_time_of(request, "created_before"),
+            skip=_check_skip(request.skip),
+            oldest_first=request.oldest_first,
+        )
+        size = check_page_size(request.page_size)
+        if where.user == NOBODY:
+            return job_service_pb2.ListJobsResponse()
+        page = await self._engine.list_jobs(where, page_size=size, page_token=request.page_token)
+        return job_service_pb2.ListJobsResponse(
+            jobs=[to_job(view) for view in page.items], next_page_token=page.next_page_token
+        )
+
+    async def GetJobPayload(
+        self, request: job_service_pb2.GetJobPayloadRequest, context: Context
+    ) -> job_service_pb2.GetJobPayloadResponse:
+        """What a job executes."""
+        data = await self._engine.get_program(check_id(request.job_id, "job_id"), caller=current_caller())
+        return job_service_pb2.GetJobPayloadResponse(program=program_pb2.Program.FromString(data))
+
+    async def ListJobEvents(
+        self, request: job_service_pb2.ListJobEventsRequest, context: Context
+    ) -> job_service_pb2.ListJobEventsResponse:
+        """The history of a job."""
+        page = await self._engine.list_job_events(
+            check_id(request.job_id, "job_id"),
+            page_size=check_page_size(request.page_size),
+            page_token=request.page_token,
+            caller=current_caller(),
+        )
+        return job_service_pb2.ListJobEventsResponse(
+            events=[to_event(notice, self._scope.settings) for notice in page.items],
+            next_page_token=page.next_page_token,
+        )
+
+    async def ListRuns(
+        self, request: job_service_pb2.ListRunsRequest, context: Context
+    ) -> job_service_pb2.ListRunsResponse:
+        """Runs by filter."""
+        outcomes, running = _find_outcomes(request.outcomes)
+        where = RunFilter(
+            job=request.job_id or None,
+            device=request.device or None,
+            session=request.session_id or None,
+            user=_check_whose(current_caller(), request.user),
+            started_from=_time_of(request, "started_from"),
+            started_before=_time_of(request, "started_before"),
+            outcomes=outcomes,
+            running=running,
+        )
+        size = check_page_size(request.page_size)
+        if where.user == NOBODY:
+            return job_service_pb2.ListRunsResponse()
+        page = await self._engine.list_runs(where, page_size=size, page_token=request.page_token)
+        return job_service_pb2.ListRunsResponse(
+            runs=[to_run(view) for view in page.items], next_page_token=page.next_page_token
+        )
+
+    # --- changing ---------------------------------------------------------------------------------------------------
+
+    async def UpdateJobPriority(
+        self, request: job_service_pb2.UpdateJobPriorityRequest, context: Context
+    ) -> job_service_pb2.UpdateJobPriorityResponse:
+        """Another place among the owner's own jobs."""
+        caller = current_caller()
+        job = check_id(request.job_id, "job_id")
+        command = SetPriority(job=job, caller=caller, priority=check_priority(request.priority, "priority"))
+        key = make_key(caller, "UpdateJobPriority", request.request_id, request)
+        await self._engine.execute(command, request=key)
+        return job_service_pb2.UpdateJobPriorityResponse(job=to_job(await self._engine.get_job(job)))
+
+    async def CancelJob(
+        self, request: job_service_pb2.CancelJobRequest, context: Context
+    ) -> job_service_pb2.CancelJobResponse:
+        """End a job now."""
+        caller = current_caller()
+        job = check_id(request.job_id, "job_id")
+        key = make_key(caller, "CancelJob", request.request_id, request)
+        await self._engine.execute(CancelJob(job=job, caller=caller), request=key)
+        return job_service_pb2.CancelJobResponse(job=to_job(await self._engine.get_job(job)))
+
+    # --- following --------------------------------------------------------------------------------------------------
+
+    async def WatchJob(
+        self, request: job_service_pb2.WatchJobRequest, context: Context
+    ) -> AsyncIterator[job_service_pb2.WatchJobResponse]:
+        """Every change of a job, until its final state."""
+        job = check_id(request.job_id, "job_id")
+        notices = self._engine.watch_job(
+            job,
+            after=check_resume(request),
+            include_results=request.include_results,
+            caller=current_caller(),
+        )
+        try:
+            async for notice in notices:
+                yield job_service_pb2.WatchJobResponse(event=to_event(notice, self._scope.settings))
+        except Refusal as refusal:
+            if refusal.code is not Code.OUT_OF_RANGE:
+                raise
+            raise RefusalWithState(refusal, to_job(await self._engine.get_job(job))) from None
+
+    async def GetJobResult(
+        self, request: job_service_pb2.GetJobResultRequest, context: Context
+    ) -> job_service_pb2.GetJobResultResponse:
+        """A result in one message."""
+        data = await self._engine.get_result(check_id(request.job_id, "job_id"), caller=current_caller())
+        if len(data) + _ENVELOPE_BYTES > self._limits.message_bytes_max:
+            raise Refusal(
+                Code.FAILED_PRECONDITION,
+                "RESULT_TOO_LARGE",
+                f"the result has {len(data)} bytes, a message {self._limits.message_bytes_max} at most: use "
+                "StreamJobResult",
+            )
+        return job_service_pb2.GetJobResultResponse(result=result_pb2.JobResult.FromString(data))
+
+    async def StreamJobResult(
+        self, request: job_service_pb2.StreamJobResultRequest, context: Context
+    ) -> AsyncIterator[job_service_pb2.StreamJobResultResponse]:
+        """A result in pieces. An empty rest is one empty piece."""
+        job, offset = check_id(request.job_id, "job_id"), request.offset
+        if offset < 0:
+            raise invalid("offset", f"{offset} is negative")
+        data = await self._engine.get_result(job, caller=current_caller())
+        total = len(data)
+        if offset > total:
+            raise Refusal(
+                Code.OUT_OF_RANGE,
+                "OFFSET_TOO_LARGE",
+                f"offset: {offset} lies beyond the end of the result, which has {total} bytes",
+                "offset",
+            )
+        for start in range(offset, max(total, offset + 1), PIECE_BYTES):
+            piece = data[start : start + PIECE_BYTES]
+            yield job_service_pb2.StreamJobResultResponse(offset=start, data=piece, total_bytes=total)
+
+
+_ENVELOPE_BYTES: Final = 16
+"""What a message adds to the result that it carries: a tag and a length."""
+
+
+def check_resume(request: job_service_pb2.WatchJobRequest | session_service_pb2.WatchSessionRequest) -> int | None:
+    """The resume token of a watch, if there is one."""
+    if not request.HasField("resume_after"):
+        return None
+    if request.resume_after < 0:
+        raise invalid("resume_after", f"{request.resume_after} is negative: pass the number of the last event seen")
+    return request.resume_after
+
+
+def _check_whose(caller: Caller, user: str) -> str | None:
+    return narrow(caller, check_user(user, "user") if user else "")
+
+
+def _check_skip(skip: int) -> int:
+    if skip < 0:
+        raise invalid("skip", f"{skip} is negative")
+    return skip
+
+
+def _time_of(request: job_service_pb2.ListJobsRequest | job_service_pb2.ListRunsRequest, field: str) -> int | None:
+    return check_time(getattr(request, field), field) if request.HasField(field) else None  # type: ignore[arg-type]
+
+
+def _find_outcomes(values: Sequence[int]) -> tuple[frozenset[RunOutcome], bool]:
+    """The outcomes to list, and whether runs that have not ended are to be listed, too."""
+    found: frozenset[RunOutcome] = frozenset()
+    for index, value in enumerate(values):
+        if value != job_pb2.RUN_OUTCOME_RUNNING:
+            if value not in _OUTCOMES:
+                raise invalid(f"outcomes[{index}]", f"{value} is no outcome: leave the list empty for any")
+            found |= _OUTCOMES[value]
+    return found, job_pb2.RUN_OUTCOME_RUNNING in values

@@ -1,0 +1,61 @@
+"""What the services share: the engine, what is known of devices and sessions, and who may list what."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Final
+
+from cadenza_server.api.programs import DeviceFacts
+from cadenza_server.engine import Engine, Ids
+from cadenza_server.model.commands import Caller
+from cadenza_server.model.errors import not_found
+from cadenza_server.model.paths import covers
+from cadenza_server.model.settings import DeviceSettings
+
+SESSIONS_REMEMBERED_MAX: Final = 100_000
+
+
+class Scope:
+    """The engine with what the skin has to know beside it. A session's device never changes, so it is remembered."""
+
+    def __init__(
+        self, engine: Engine, ids: Ids, facts: Mapping[str, DeviceFacts], settings: Mapping[str, DeviceSettings]
+    ) -> None:
+        self.engine = engine
+        self.ids = ids
+        self.settings = settings
+        self._facts = facts
+        self._devices: OrderedDict[str, str] = OrderedDict()
+
+    def facts(self, device: str) -> DeviceFacts:
+        """What programs for the device are checked against. Raises `Refusal` UNKNOWN_DEVICE."""
+        try:
+            return self._facts[device]
+        except KeyError:
+            raise not_found("device", device) from None
+
+    async def find_device(self, session: str) -> str:
+        """The device of a session. Raises `Refusal` UNKNOWN_SESSION."""
+        device = self._devices.get(session)
+        if device is None:
+            device = (await self.engine.get_session(session)).device
+            self.remember(session, device)
+        return device
+
+    def remember(self, session: str, device: str) -> None:
+        """A session that is in use is on this device."""
+        self._devices[session] = device
+        if len(self._devices) > SESSIONS_REMEMBERED_MAX:
+            self._devices.popitem(last=False)
+
+
+NOBODY: Final = "-"
+"""A filter by user that fits nothing: no more than a caller may see of what others own."""
+
+
+def narrow(caller: Caller, user: str) -> str | None:
+    """Whose things a list may show, asked for those of `user` ("": all); None: everybody's, `NOBODY`: nothing."""
+    if caller.operator:
+        return user or None
+    if not user or covers(user, caller.path):
+        return caller.path
+    return NOBODY
