@@ -154,7 +154,7 @@ def encode_observables(observables: ObservablesArray) -> ObservablesArrayMessage
 
 
 def decode_result(result: JobResult, kind: ProgramKind.ValueType) -> PrimitiveResult:
-    """What Qiskit's primitives return: for a sampler `SamplerPubResult`s of `BitArray`s, else `PubResult`s of arrays."""
+    """What Qiskit's primitives return. `BitArray`s are read-only views of what was received, other arrays copies."""
     pub_type = SamplerPubResult if kind == PROGRAM_KIND_SAMPLER else PubResult
     metadata = read_struct(result.metadata)
     if result.HasField("execution"):
@@ -169,7 +169,7 @@ def _decode_pub(pub: PubResultMessage, pub_type: type[PubResult]) -> PubResult:
             samples, num_bits = bit_array_from_message(item.bits)
             fields[item.name] = BitArray(samples, num_bits)
         else:
-            fields[item.name] = array_from_tensor(item.tensor)
+            fields[item.name] = array_from_tensor(item.tensor).copy()
     return pub_type(DataBin(**fields, shape=tuple(pub.shape)), read_struct(pub.metadata))
 
 

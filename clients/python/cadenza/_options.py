@@ -44,7 +44,7 @@ class _Options:
             raise _wrong(name, _explain_unknown(name, names))
         nested = self._nested.get(name)
         if nested is not None and isinstance(value, Mapping):
-            value = nested(**value)
+            value = nested.make(value)
         elif nested is not None and not isinstance(value, nested):
             raise _wrong(name, f"give a dictionary of {', '.join(nested._names())}")
         check = self._checks.get(name)

@@ -1,0 +1,328 @@
+"""A device as Qiskit's `BackendV2`: what it can do, how good it is, how busy it is."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cache
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from qiskit.circuit import Delay, Instruction, Measure, Parameter, Reset
+from qiskit.circuit.controlflow import (
+    BreakLoopOp,
+    ContinueLoopOp,
+    ForLoopOp,
+    IfElseOp,
+    SwitchCaseOp,
+    WhileLoopOp,
+)
+from qiskit.circuit.library import DiagonalGate, Initialize, MCPhaseGate, MCXGate, UnitaryGate
+from qiskit.circuit.library.standard_gates import get_standard_gate_name_mapping
+from qiskit.providers import BackendV2, Options, QubitProperties
+from qiskit.transpiler import InstructionProperties, Target
+
+from cadenza._times import read_time
+from cadenza.v1 import device_pb2
+
+if TYPE_CHECKING:
+    from cadenza._service import CadenzaService
+
+Qubits = tuple[int, ...]
+
+_ANY_WIDTH: Final[dict[str, type[Instruction]]] = {
+    "if_else": IfElseOp,
+    "while_loop": WhileLoopOp,
+    "for_loop": ForLoopOp,
+    "switch_case": SwitchCaseOp,
+    "break_loop": BreakLoopOp,
+    "continue_loop": ContinueLoopOp,
+    "unitary": UnitaryGate,
+    "initialize": Initialize,
+    "diagonal": DiagonalGate,
+    "mcx": MCXGate,
+    "mcphase": MCPhaseGate,
+}
+"""What acts on any number of qubits stands in a `Target` as a class."""
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """How a device is now, by the names of qiskit_ibm_runtime."""
+
+    backend_name: str
+    backend_version: str
+    operational: bool
+    """False only while it cannot run jobs; they are accepted and wait."""
+    pending_jobs: int
+    """Queued jobs of everybody, and the running one."""
+    status_msg: str
+    """`active`, or why not."""
+    state: str
+    """`starting`, `free`, `running`, `held` (it waits for its active session's next job) or `offline`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class BackendProperties:
+    """What was measured or modelled in one calibration epoch. Seconds, hertz, probabilities; None: not known."""
+
+    backend_name: str
+    epoch: int
+    last_update_date: datetime | None
+    """When it was measured, in local time; None: from the configuration."""
+    qubits: Mapping[int, device_pb2.QubitProperties]
+    gates: Mapping[tuple[str, Qubits], device_pb2.GateProperties]
+
+    def t1(self, qubit: int) -> float | None:
+        """Relaxation time in seconds."""
+        return self._qubit(qubit, "t1_s")
+
+    def t2(self, qubit: int) -> float | None:
+        """Dephasing time in seconds."""
+        return self._qubit(qubit, "t2_s")
+
+    def frequency(self, qubit: int) -> float | None:
+        """Frequency in hertz."""
+        return self._qubit(qubit, "frequency_hz")
+
+    def readout_error(self, qubit: int) -> float | None:
+        """Probability that a measurement errs."""
+        return self._qubit(qubit, "readout_error")
+
+    def readout_length(self, qubit: int) -> float | None:
+        """How long a measurement takes, in seconds."""
+        return self._qubit(qubit, "readout_duration_s")
+
+    def gate_error(self, gate: str, qubits: int | Iterable[int]) -> float | None:
+        """Average gate infidelity."""
+        return self._gate(gate, qubits, "error")
+
+    def gate_length(self, gate: str, qubits: int | Iterable[int]) -> float | None:
+        """How long the gate takes, in seconds."""
+        return self._gate(gate, qubits, "duration_s")
+
+    def _qubit(self, qubit: int, field: str) -> float | None:
+        return _optional(self.qubits.get(qubit), field)
+
+    def _gate(self, gate: str, qubits: int | Iterable[int], field: str) -> float | None:
+        on = (qubits,) if isinstance(qubits, int) else tuple(qubits)
+        return _optional(self.gates.get((gate, on), self.gates.get((gate, ()))), field)
+
+
+class CadenzaBackend(BackendV2):  # type: ignore[misc]
+    """A device of a server. `CadenzaService.backend` and `.backends` make them.
+
+    Jobs go through `SamplerV2` and `EstimatorV2`. What the handle says of the device is as of when it was made, or of
+    the last `refresh`; `status` asks.
+    """
+
+    def __init__(self, service: "CadenzaService", device: device_pb2.Device) -> None:
+        super().__init__(
+            provider=service, name=device.name, description=device.description, backend_version=str(device.epoch)
+        )
+        self._device = device
+        self._target: Target | None = None
+
+    def __repr__(self) -> str:
+        return f"<CadenzaBackend({self.name!r})>"
+
+    def __deepcopy__(self, _memo: object) -> "CadenzaBackend":
+        return copy.copy(self)
+
+    @property
+    def service(self) -> "CadenzaService":
+        """The service that it belongs to."""
+        service: CadenzaService = self.provider
+        return service
+
+    @property
+    def num_qubits(self) -> int:
+        """How many qubits it has; for a simulator, how many a circuit may have at most."""
+        return self._device.num_qubits
+
+    @property
+    def target(self) -> Target:
+        """What transpilers want to know: gates, coupling, errors and durations."""
+        if self._target is None:
+            self._target = make_target(self._full())
+        return self._target
+
+    @property
+    def max_circuits(self) -> int | None:
+        """How many PUBs a job may have; None: any number."""
+        return self.service.limits.pubs_per_job_max or None
+
+    @property
+    def simulator(self) -> bool:
+        """Whether it is a simulator."""
+        return self._device.simulator
+
+    @property
+    def basis_gates(self) -> list[str]:
+        """Names of the instructions that it executes as they are."""
+        return list(self._device.basis_gates)
+
+    @property
+    def methods(self) -> list[str]:
+        """Simulation methods that `options.simulator.method` may name."""
+        return list(self._device.methods)
+
+    @property
+    def epoch(self) -> int:
+        """The calibration epoch, from 0."""
+        return self._device.epoch
+
+    def configuration(self) -> SimpleNamespace:
+        """What does not change, by the names that older programs read: `n_qubits`, `basis_gates`, `coupling_map`..."""
+        device = self._device
+        pairs = [[pair.first, pair.second] for pair in device.coupling_map]
+        return SimpleNamespace(
+            backend_name=device.name,
+            backend_version=self.backend_version,
+            n_qubits=device.num_qubits,
+            num_qubits=device.num_qubits,
+            basis_gates=list(device.basis_gates),
+            coupling_map=pairs or None,
+            simulator=device.simulator,
+            max_shots=self.service.limits.shots_per_pub_max or None,
+            max_experiments=self.max_circuits,
+            description=device.description,
+            kind=device.kind,
+            accelerator=device.accelerator,
+        )
+
+    def status(self) -> BackendStatus:
+        """How it is now."""
+        device = self.service.client.get_device(self.name)
+        state = device_pb2.DeviceState.Name(device.state).removeprefix("DEVICE_STATE_").lower()
+        operational = device.state != device_pb2.DEVICE_STATE_OFFLINE
+        return BackendStatus(
+            backend_name=device.name,
+            backend_version=str(device.epoch),
+            operational=operational,
+            pending_jobs=pending_jobs(device),
+            status_msg="active" if operational else device.detail or "offline",
+            state=state,
+        )
+
+    def properties(self, refresh: bool = False) -> BackendProperties | None:
+        """Its measured or modelled qualities; None for an ideal simulator. `refresh`: ask again."""
+        if refresh:
+            self.refresh()
+        device = self._full()
+        properties = device.properties
+        if not properties.qubits and not properties.gates:
+            return None
+        return BackendProperties(
+            backend_name=device.name,
+            epoch=properties.epoch,
+            last_update_date=read_time(properties.measure_time) if properties.HasField("measure_time") else None,
+            qubits={qubit.qubit: qubit for qubit in properties.qubits},
+            gates={(gate.gate, tuple(gate.qubits)): gate for gate in properties.gates},
+        )
+
+    def refresh(self) -> None:
+        """Ask the server for what the device is now: a calibration changes errors and the target."""
+        self._device = self.service.client.get_device(self.name)
+        self.backend_version = str(self._device.epoch)
+        self._target = None
+
+    def run(self, *_: object, **__: object) -> NoReturn:
+        """Not offered: raises `NotImplementedError`."""
+        raise NotImplementedError("backend.run() is not offered: use cadenza.SamplerV2(mode=backend).run([circuit])")
+
+    @classmethod
+    def _default_options(cls) -> Options:
+        return Options()
+
+    def _full(self) -> device_pb2.Device:
+        """The device with its properties, which lists leave out."""
+        if not self._device.HasField("properties"):
+            self._device = self.service.client.get_device(self.name)
+        return self._device
+
+
+def pending_jobs(device: device_pb2.Device) -> int:
+    """Queued jobs of everybody, and the running one."""
+    counts = device.queue_counts
+    return counts.calibration + counts.session + counts.fair_share + bool(device.running_job_id)
+
+
+@cache
+def _gates() -> dict[str, Instruction]:
+    return {
+        **get_standard_gate_name_mapping(),
+        "measure": Measure(),
+        "reset": Reset(),
+        "delay": Delay(Parameter("t")),
+    }
+
+
+def make_target(device: device_pb2.Device) -> Target:
+    """Qiskit's `Target`. Without a coupling map and gate properties every gate acts on any qubits, without error.
+
+    Instructions that this Qiskit has no name for are left out: a transpiler cannot use them.
+    """
+    qubits = {qubit.qubit: qubit for qubit in device.properties.qubits}
+    known = device.properties
+    target = Target(
+        description=device.name,
+        num_qubits=device.num_qubits,
+        dt=known.dt_s if known.HasField("dt_s") else None,
+        qubit_properties=[_qubit_properties(qubits.get(index)) for index in range(device.num_qubits)]
+        if qubits
+        else None,
+    )
+    pairs = [(pair.first, pair.second) for pair in device.coupling_map]
+    measured: dict[str, dict[Qubits, InstructionProperties]] = {}
+    for gate in known.gates:
+        if gate.qubits:
+            measured.setdefault(gate.gate, {})[tuple(gate.qubits)] = InstructionProperties(
+                error=_optional(gate, "error"), duration=_optional(gate, "duration_s")
+            )
+    if qubits:
+        measured["measure"] = {
+            (index,): InstructionProperties(
+                error=_optional(qubit, "readout_error"), duration=_optional(qubit, "readout_duration_s")
+            )
+            for index, qubit in qubits.items()
+        }
+    for name in dict.fromkeys([*device.basis_gates, "measure"]):
+        if name in _ANY_WIDTH:
+            target.add_instruction(_ANY_WIDTH[name], name=name)
+        elif name in _gates():
+            gate_on = _places(_gates()[name], device.num_qubits, pairs, measured.get(name))
+            if gate_on is None or gate_on:
+                target.add_instruction(_gates()[name], gate_on, name=name)
+    return target
+
+
+def _places(
+    gate: Instruction, num_qubits: int, pairs: list[tuple[int, int]], measured: Mapping[Qubits, Any] | None
+) -> dict[Qubits, Any] | None:
+    """Where a gate acts, with its properties; None: anywhere; empty: nowhere."""
+    if measured:
+        return dict(measured)
+    if not pairs:
+        return None
+    match gate.num_qubits:
+        case 1:
+            return {(qubit,): None for qubit in range(num_qubits)}
+        case 2:
+            return dict.fromkeys(pairs)
+        case _:
+            return {}
+
+
+def _qubit_properties(qubit: device_pb2.QubitProperties | None) -> QubitProperties:
+    return QubitProperties(
+        t1=_optional(qubit, "t1_s"), t2=_optional(qubit, "t2_s"), frequency=_optional(qubit, "frequency_hz")
+    )
+
+
+def _optional(message: Any, field: str) -> float | None:
+    return getattr(message, field) if message is not None and message.HasField(field) else None
