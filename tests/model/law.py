@@ -906,7 +906,8 @@ class Law:
 
     def reserve(self, event: Mapping[str, Any]) -> None:
         device = self.device_of(event)
-        refuse_if(not is_path(event["holder"]), "INVALID")
+        holder = event["holder"]  # an account or a user; but nothing is below a user (6)
+        refuse_if(not is_path(holder) or any(above in self.users for above in accounts_above(holder)), "INVALID")
         start, end = to_ns(event["start"]), to_ns(event["end"])
         refuse_if(start < self.now or end <= start, "INVALID")
         refuse_if(event["reserve"] in self.reservations, "ALREADY_EXISTS")

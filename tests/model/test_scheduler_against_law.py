@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -58,7 +59,7 @@ def test_an_expectation_that_is_not_met_is_noticed() -> None:
     }
     outcome = play(scenario)
     assert unmet({"runs": [["j1", 0, 2]], "charged": {"alice": 2}}, outcome) == []
-    for wrong in (
+    wrongs: list[dict[str, Any]] = [
         {"runs": [["j1", 0, 3]]},
         {"runs": []},
         {"runs": [["j1", 0, 2], ["j2", 2, 3]]},
@@ -67,7 +68,8 @@ def test_an_expectation_that_is_not_met_is_noticed() -> None:
         {"sessions": {"s1": [[0, "OPEN"]]}},
         {"charged": {}},
         {"rejected": [{"at": 0, "event": "j1", "code": "NOT_FOUND"}]},
-    ):
+    ]
+    for wrong in wrongs:
         assert unmet(wrong, outcome) != []
 
 
