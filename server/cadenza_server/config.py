@@ -494,6 +494,16 @@ def _read_shares(table: object, read: _Reader) -> dict[str, float]:
     return shares
 
 
+def check_logging(logging: Logging, form: str | None, level: str | None) -> Logging:
+    """`logging` with what the command line says in its place. Raises `ConfigError`."""
+    read = _Reader()
+    given = {name: value for name, value in (("format", form), ("level", level)) if value is not None}
+    changed = read.table(given, "--log", _LOGGING)
+    if read.problems:
+        raise ConfigError(read.problems)
+    return dataclasses.replace(logging, **changed)
+
+
 def default_data_dir() -> Path:
     """The user's folder for data of programs, by the custom of the operating system."""
     return Path(platformdirs.user_data_dir("cadenza", appauthor=False))
@@ -543,10 +553,7 @@ def print_config(config: Config) -> str:
         server["operators"] = config.operators
     lines += _print_table("[server]", _SERVER, {**server, "insecure": config.insecure})
     for token in config.tokens:
-        role = "operator" if token.operator else "user"
-        lines += _print_table(
-            "[[tokens]]", _TOKEN, {"name": token.name, "path": token.path, "role": role, "hash": token.hash}
-        )
+        lines += ["", *print_token(token)]
     if not config.tokens:
         lines += ["", "# Without [[tokens]] the name that a call gives is trusted. `cadenza token` makes one."]
     if config.tls:
@@ -564,6 +571,13 @@ def print_config(config: Config) -> str:
     for place, keys, part in (("[limits]", _LIMITS, config.limits), ("[logging]", _LOGGING, config.logging)):
         lines += _print_table(place, keys, {key.name: getattr(part, key.name) for key in keys})
     return "\n".join(lines) + "\n"
+
+
+def print_token(token: TokenEntry) -> list[str]:
+    """The lines of one `[[tokens]]`."""
+    role = "operator" if token.operator else "user"
+    values: dict[str, object] = {"name": token.name, "path": token.path, "role": role, "hash": token.hash}
+    return ["[[tokens]]", *_print_keys(_TOKEN, values)]
 
 
 def _print_table(place: str, keys: tuple[Key, ...], values: Mapping[str, object]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Pages of lists that are in memory: a token is the key of the last thing given, bound to the query that it belongs to."""
+"""Pages of lists that are in memory: a token is the key of the last thing given, bound to its query."""
 
 import hashlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from cadenza.v1 import share_service_pb2, share_service_pb2_grpc
@@ -11,6 +12,7 @@ from cadenza_server.api.conversion import to_duration, to_share_node, to_timesta
 from cadenza_server.api.fields import check_page_size, check_user, invalid, make_key
 from cadenza_server.api.paging import cut_page
 from cadenza_server.api.scope import Scope
+from cadenza_server.engine import UsageView
 from cadenza_server.model.commands import SetShares
 from cadenza_server.model.errors import Code, Refusal
 from cadenza_server.model.paths import ancestors
@@ -68,7 +70,7 @@ class ShareServicer(share_service_pb2_grpc.ShareServiceServicer):
             if any(command.path == path for command in commands):
                 raise invalid(f"{field}.path", f"{path!r} is there twice: name each path once")
             commands.append(SetShares(path=path, caller=caller, shares=setting.shares))
-        self._refuse_conflicts(commands)
+        _refuse_conflicts(commands, self._engine.usage_views())
         key = make_key(caller, "SetShares", request.request_id, request)
         keys = [replace(key, request_id=f"{key.request_id}#{index}") if key else None for index in range(len(commands))]
         await asyncio.gather(
@@ -78,14 +80,15 @@ class ShareServicer(share_service_pb2_grpc.ShareServiceServicer):
             nodes=[to_share_node(self._engine.usage_view(command.path)) for command in commands]
         )
 
-    def _refuse_conflicts(self, commands: list[SetShares]) -> None:
-        """So that all are set or none: what the scheduler would refuse of one is found before any is set."""
-        users = {view.path for view in self._engine.usage_views() if view.is_user}
-        for index, command in enumerate(commands):
-            for account in ancestors(command.path):
-                if account in users:
-                    raise invalid(
-                        f"settings[{index}].path",
-                        f"{account!r} is a user, so nothing can be below it: users are leaves of the tree",
-                        "PATH_CONFLICT",
-                    )
+
+def _refuse_conflicts(commands: Sequence[SetShares], views: Sequence[UsageView]) -> None:
+    """So that all are set or none: what the scheduler would refuse of one is found before any is set."""
+    users = {view.path for view in views if view.is_user}
+    for index, command in enumerate(commands):
+        for account in ancestors(command.path):
+            if account in users:
+                raise invalid(
+                    f"settings[{index}].path",
+                    f"{account!r} is a user, so nothing can be below it: users are leaves of the tree",
+                    "PATH_CONFLICT",
+                )

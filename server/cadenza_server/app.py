@@ -1,0 +1,269 @@
+"""Wiring: builds every part of a server and nothing else; starts it, and stops it so that nothing is lost."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import random
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final, cast
+
+import grpc
+from cadenza.v1 import (
+    device_pb2,
+    device_service_pb2,
+    device_service_pb2_grpc,
+    job_service_pb2,
+    job_service_pb2_grpc,
+    reservation_service_pb2,
+    reservation_service_pb2_grpc,
+    server_service_pb2,
+    server_service_pb2_grpc,
+    session_service_pb2,
+    session_service_pb2_grpc,
+    share_service_pb2,
+    share_service_pb2_grpc,
+)
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from cadenza_server.api.callers import Callers, Gate
+from cadenza_server.api.devices import DeviceServicer
+from cadenza_server.api.errors import ErrorMapper
+from cadenza_server.api.jobs import JobServicer, JobSubmitter
+from cadenza_server.api.programs import DeviceFacts, ProgramChecker
+from cadenza_server.api.reservations import ReservationServicer
+from cadenza_server.api.scope import Scope
+from cadenza_server.api.server import ServerServicer
+from cadenza_server.api.sessions import SessionServicer
+from cadenza_server.api.shares import ShareServicer
+from cadenza_server.clock import Clock, SystemClock
+from cadenza_server.config import Address, Config, DeviceConfig, check_exposure
+from cadenza_server.engine import DevicePlan, Engine, Ids, TimeOrderedIds
+from cadenza_server.execution.device import Device
+from cadenza_server.execution.runs import RunReport
+from cadenza_server.execution.spec import METHODS
+from cadenza_server.store.errors import StoreError
+from cadenza_server.store.store import Store
+from cadenza_server.tokens import TokenBook
+
+GRACE_SECONDS: Final = 5.0
+"""For runs in progress at an orderly stop; what has not ended then is put back into its place."""
+
+_CLOSING_SECONDS: Final = 1.0
+"""For calls that are being answered when everything else has stopped."""
+
+_OVERSIZE_FACTOR: Final = 2
+"""Messages up to so many times the limit are refused in our own words; larger ones by gRPC, before they are read."""
+
+_SERVICES: Final = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (server_service_pb2, "ServerService"),
+        (session_service_pb2, "SessionService"),
+        (job_service_pb2, "JobService"),
+        (device_service_pb2, "DeviceService"),
+        (reservation_service_pb2, "ReservationService"),
+        (share_service_pb2, "ShareService"),
+    )
+)
+_log = logging.getLogger(__name__)
+
+
+class ServeError(Exception):
+    """The server cannot start; the message says why and what to do."""
+
+
+class Server:
+    """A whole server in this process. `address` is known once it has started, also with port 0."""
+
+    def __init__(self, config: Config, *, clock: Clock | None = None, ids: Ids | None = None) -> None:
+        self._config = config
+        self._clock = clock or SystemClock()
+        self._ids = ids or TimeOrderedIds(self._clock, random.SystemRandom())
+        self._grpc: grpc.aio.Server | None = None
+        self._health = health.aio.HealthServicer()
+        self.address = config.listen
+        self.engine = Engine(
+            store=Store(config.data_dir),
+            devices={name: _plan(name, device) for name, device in config.devices.items()},
+            clock=self._clock,
+            ids=self._ids,
+            shares=dict(config.shares),
+            half_life=config.half_life,
+        )
+
+    async def start(self) -> Address:
+        """Bind, open the store, start the devices, serve. Raises `ServeError` or `ConfigError`, with nothing left."""
+        check_exposure(self._config)
+        server = self._build()
+        self.address = self._bind(server)
+        try:
+            await self.engine.start()
+        except StoreError as error:
+            await server.stop(None)
+            raise ServeError(str(error)) from error
+        except BaseException:
+            await server.stop(None)
+            raise
+        self._grpc = server
+        await server.start()
+        for name in ("", *_SERVICES):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        _log.info("listening", extra={"address": str(self.address), "devices": list(self._config.devices)})
+        return self.address
+
+    async def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
+        """Take no more work, let runs end in the grace or put them back, tell watchers, close. Twice does nothing."""
+        server, self._grpc = self._grpc, None
+        if server is None:
+            return
+        await self._health.enter_graceful_shutdown()
+        # While the engine stops, the server still answers: callers hear STOPPING, watchers the end of their streams.
+        await self.engine.stop(grace_seconds)
+        await server.stop(_CLOSING_SECONDS)
+        _log.info("stopped")
+
+    def _build(self) -> grpc.aio.Server:
+        config = self._config
+        errors = ErrorMapper(lambda: secrets.token_hex(6))
+        callers = Callers(TokenBook(config.tokens), config.operators)
+        server = grpc.aio.server(
+            interceptors=(Gate(callers, errors, config.limits.message_bytes_max),),
+            options=(
+                ("grpc.max_receive_message_length", config.limits.message_bytes_max * _OVERSIZE_FACTOR),
+                ("grpc.max_send_message_length", -1),
+                # Otherwise two servers would share a port and each get some of the calls.
+                ("grpc.so_reuseport", 0),
+                # A client may ask every 10 seconds whether the connection of its watch still stands.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ),
+        )
+        scope = Scope(
+            self.engine,
+            self._ids,
+            {name: _facts(name, device) for name, device in config.devices.items()},
+            {name: device.settings for name, device in config.devices.items()},
+        )
+        submitter = JobSubmitter(scope, ProgramChecker(config.limits))
+        about = ServerServicer(
+            self.engine,
+            config.limits,
+            version=find_version(),
+            start_time=self._clock.now(),
+            half_life=config.half_life,
+        )
+        server_service_pb2_grpc.add_ServerServiceServicer_to_server(about, server)
+        session_service_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(scope), server)
+        job_service_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(scope, submitter, config.limits), server)
+        device_service_pb2_grpc.add_DeviceServiceServicer_to_server(
+            DeviceServicer(scope, submitter, self._describe), server
+        )
+        reservation_service_pb2_grpc.add_ReservationServiceServicer_to_server(ReservationServicer(scope), server)
+        share_service_pb2_grpc.add_ShareServiceServicer_to_server(ShareServicer(scope, config.half_life), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return server
+
+    def _describe(self, name: str) -> device_pb2.Device:
+        return cast(Device, self.engine.device(name)).description
+
+    def _bind(self, server: grpc.aio.Server) -> Address:
+        listen = self._config.listen
+        try:
+            tls = self._config.tls
+            if tls is None:
+                port = server.add_insecure_port(str(listen))
+            else:
+                chain, key = tls.certificate.read_bytes(), tls.key.read_bytes()
+                client_ca = tls.client_ca.read_bytes() if tls.client_ca else None
+                credentials = grpc.ssl_server_credentials([(key, chain)], client_ca, client_ca is not None)
+                port = server.add_secure_port(str(listen), credentials)
+        except OSError as error:
+            raise ServeError(f"[tls]: cannot read {error.filename}: {error.strerror}") from error
+        except RuntimeError as error:
+            raise ServeError(
+                f"cannot listen on {listen}: is another server there, or is the address not this machine's (or, with "
+                "[tls], are certificate and key no PEM files)? Stop the other one, or take another --listen HOST:PORT"
+            ) from error
+        return Address(listen.host, port)
+
+
+def _plan(name: str, device: DeviceConfig) -> DevicePlan:
+    def build(report: Callable[[RunReport], None], ready: Callable[[str, bool], None]) -> Device:
+        return Device(name, device.spec, report=report, ready=ready)
+
+    return DevicePlan(settings=device.settings, profile=device.profile, build=build)
+
+
+def _facts(name: str, device: DeviceConfig) -> DeviceFacts:
+    return DeviceFacts(
+        name=name,
+        num_qubits=device.spec.num_qubits,
+        methods=METHODS,
+        noisy=device.spec.kind == "generic" and device.spec.noise,
+        default_shots=device.spec.default_shots,
+        calibration_duration=device.settings.calibration_duration,
+    )
+
+
+def find_version() -> str:
+    """The version of the installed package; `0+unknown` in a bare source tree."""
+    try:
+        return version("cadenza")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+async def serve(config: Config, *, ready_file: Path | None = None) -> None:
+    """Run a server until SIGINT or SIGTERM. A second signal ends the process at once (nothing acknowledged is lost).
+
+    When it serves it prints `listening on HOST:PORT` and writes {"address": "HOST:PORT"} to `ready_file`. Raises
+    `ServeError` or `ConfigError` if it cannot start.
+    """
+    server = Server(config)
+    asked = asyncio.Event()
+
+    def ask(number: int) -> None:
+        if asked.is_set():
+            _log.warning("stopped at once", extra={"signal": signal.Signals(number).name})
+            sys.stderr.flush()
+            os._exit(128 + number)
+        _log.info("stopping; once more stops at once", extra={"signal": signal.Signals(number).name})
+        asked.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ask, number)
+    address = await server.start()
+    try:
+        print(f"listening on {address}", flush=True)
+        if ready_file is not None:
+            _write_ready(ready_file, address)
+        await asked.wait()
+    finally:
+        await server.stop()
+        if ready_file is not None:
+            _remove(ready_file)
+
+
+def _write_ready(path: Path, address: Address) -> None:
+    """At once and whole, so that who waits for the file never reads half of it."""
+    half = path.with_name(path.name + ".part")
+    try:
+        half.write_text(json.dumps({"address": str(address)}) + "\n")
+        half.replace(path)
+    except OSError as error:
+        raise ServeError(f"cannot write the ready file {path}: {error.strerror}") from error
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -1,0 +1,59 @@
+"""`cadenza serve`: run a server."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cadenza_server.cli.failure import fail
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(serve)
+
+
+def serve(
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where to listen (127.0.0.1:50051; port 0: a free one).")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Where jobs and results are kept.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Devices, shares, tokens; see `cadenza config`.")
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(metavar="text|json", help="How logs are written to stderr.")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="What is logged: debug, info, warning or error.")
+    ] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help='Write {"address": ...} there when the server is ready.')
+    ] = None,
+) -> None:
+    """Run a server until Ctrl-C or SIGTERM. It prints `listening on HOST:PORT` when it is ready.
+
+    Options go before what the configuration says.
+    """
+    import asyncio
+    import dataclasses
+
+    from cadenza_server.app import ServeError
+    from cadenza_server.app import serve as run
+    from cadenza_server.config import ConfigError, check_logging, load_config, parse_address
+    from cadenza_server.logs import set_up_logs
+
+    try:
+        loaded = load_config(config)
+        if listen is not None:
+            loaded = dataclasses.replace(loaded, listen=parse_address(listen))
+        if data_dir is not None:
+            loaded = dataclasses.replace(loaded, data_dir=data_dir.expanduser().absolute())
+        loaded = dataclasses.replace(loaded, logging=check_logging(loaded.logging, log_format, log_level))
+    except (ConfigError, ValueError) as error:
+        fail(error, 2)
+    set_up_logs(loaded.logging.format, loaded.logging.level)
+    try:
+        asyncio.run(run(loaded, ready_file=ready_file))
+    except ConfigError as error:
+        fail(error, 2)
+    except ServeError as error:
+        fail(error)
