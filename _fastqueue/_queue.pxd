@@ -1,15 +1,25 @@
 # cython: language_level=3
 """The contract page of the compiled queue: layouts, C signatures, ownership, errors, threads.
 
-Layout. A `State` is one queue. It owns seven pools of equal records. A record is named by its 32-bit index and never
-moves, so an index is also the handle that Python sees; index 0 is "none" (but node 0 is the root of the share tree,
-and devices count from 0). Pools grow by whole chunks: growing copies no record and never doubles.
+Layout. A `State` is one queue. It owns pools of equal records. A record is named by its 32-bit index and never moves,
+so an index is also the handle that Python sees; index 0 is "none" (but node 0 is the root of the share tree, and devices
+count from 0). Pools grow by whole chunks: growing copies no record and never doubles.
 
-Two kinds of ordered set hold the queue together:
-- *trees of jobs* (AVL, links inside `Job`): a user's candidates on one device, a session's queued jobs, a device's
-  calibrations, a device's lapse times. `Job.least` is the least estimate of the subtree.
-- *trees of children* (B+ trees of `Block`s): the children with a candidate of one account on one device, by
-  (usage / shares, seq of the child's pick), with the least estimate of what is below each slot.
+One kind of ordered set holds the queue together, a B+ tree of `Block`s. Each slot has a key, the least estimate of what
+is behind it, and a reference. Narrow trees have the key `order`, wide ones (`usage`, `order`):
+
+| tree | of | key |
+|---|---|---|
+| an account's on a device, wide | the entries below it that have a candidate | usage / shares, seq of the pick |
+| a user's on a device, narrow | its candidates | Job.key |
+| a dedicated session's, narrow | its queued jobs | Job.key |
+| a batch's, wide | its queued jobs | estimate (the first job: 0), Job.key |
+| a device's calibrations, narrow | queued jobs | Job.key |
+| a device's lapses, wide | sessions | the instant, the session |
+
+A visit to memory that is in no near cache costs more than all else in an operation. So what one operation needs of a user
+lies together: `Node` holds the user's entry on its first device, a block holds the keys of some ten jobs, and a start
+right after its pick does not look at the job's own record.
 
 Ownership. `State` owns all memory; `queue_free` releases it. Nothing outside holds a pointer across a call.
 Errors. `except -1` functions allocate and set MemoryError, having changed nothing; all others are `noexcept` and want
@@ -23,10 +33,13 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
     DEPTH_MAX = 32     # nodes on a path, the root included
-    BLOCK_SLOTS = 16   # children in a block
-    BLOCK_LEVELS = 16  # height of a tree of children: more than 2**32 children need
+    BLOCK_SLOTS = 16
+    BLOCK_LEVELS = 16  # height of a tree: more than 2**32 slots need
     FLAG_ACCOUNT = 1
     FLAG_USER = 2
+    EXTRA = 0x80000000     # in the index of an entry: see Extra
+    NO_ENTRY = 0xFFFFFFFF
+    NO_DEVICE = 0xFFFFFFFF
 
 
 cdef enum Kind:
@@ -37,7 +50,6 @@ cdef enum Kind:
     # Not jobs, but records in the same trees; owner: the session.
     CANDIDATE = 4    # stands in the owner's queue for the session's next job
     SECOND = 5       # stands for a batch's smallest job while its first job, being longer, may not start
-    LAPSE = 6        # `estimate` is the instant after which a batch's candidates no longer fit
 
 
 cdef struct Pool:
@@ -51,26 +63,33 @@ cdef struct Pool:
     uint32_t free_count
 
 
-cdef struct Job:          # 48 bytes
-    uint64_t key          # bit 63: not the first job of its session; bits 48..: 100 - priority; below: seq
+cdef struct Job:          # 24 bytes
+    uint64_t key          # bit 63: not the first job of its session; 50..: 100 - priority; 2..: seq; 0, 1: see KEY_
     int64_t estimate      # ns
-    int64_t least         # the least estimate of the subtree
-    uint32_t left
-    uint32_t right
-    uint32_t parent
     uint32_t owner        # see Kind
-    uint8_t height
     uint8_t kind
 
 
-cdef struct Node:         # 32 bytes: an account or a user
+cdef struct Entry:        # 16 bytes: a node that has candidates on a device
+    uint32_t up           # the entry of the node's parent on the same device; the root's: NO_ENTRY
+    uint32_t next         # Extra, or NO_ENTRY: the node's next entry, on another device
+    uint32_t root         # Block
+    uint32_t device       # NO_DEVICE: not in use
+
+
+cdef struct Extra:        # 20 bytes: an entry beside the node's own; its index has the bit EXTRA
+    Entry entry
+    uint32_t node
+
+
+cdef struct Node:         # 48 bytes: an account or a user
     double settled        # times 2**-State.exponent
     double shares
     uint32_t parent
     uint32_t flight       # Flight, or 0: nothing in flight
-    uint32_t entries      # Entry: the devices where it has candidates
     uint8_t depth
     uint8_t flags
+    Entry entry           # the entry with the index of the node
 
 
 cdef struct Flight:       # a node's charges in flight
@@ -78,34 +97,26 @@ cdef struct Flight:       # a node's charges in flight
     uint32_t runs
 
 
-cdef struct Entry:        # 20 bytes: a node that has candidates on a device
-    uint32_t node
-    uint32_t up           # the entry of the node's parent on the same device; 0: this is the root's
-    uint32_t next         # the node's entry on another device
-    uint32_t root         # account: Block; user: Job
-    uint32_t first        # user: its first candidate (never a SECOND). root's entry: the device
-
-
-cdef struct Block:        # 456 bytes
-    uint64_t usage[BLOCK_SLOTS]    # usage / shares as an ordered integer; in an inner block a lower bound of the child
-    uint64_t seq[BLOCK_SLOTS]      # seq of the pick
-    int64_t estimate[BLOCK_SLOTS]  # the least estimate below
-    uint32_t ref[BLOCK_SLOTS]      # leaf: Entry; inner: Block
+cdef struct Block:        # 456 bytes; in a narrow tree 328: it ends before `usage`
     uint16_t count
     uint16_t height                # 0: leaf
+    uint32_t ref[BLOCK_SLOTS]      # leaf: Entry, Job or Session; inner: Block
+    uint64_t order[BLOCK_SLOTS]    # in an inner block a lower bound of the keys behind the slot
+    int64_t estimate[BLOCK_SLOTS]  # the least behind the slot
+    uint64_t usage[BLOCK_SLOTS]    # usage / shares as an integer of the same order
 
 
 cdef struct Session:
     int64_t fit_deadline
     int64_t condition     # SECOND stands only if less time than this is left
+    int64_t lapse         # the instant after which its candidates change, if lapse_stands
     uint32_t live
     uint32_t device
     uint32_t user
-    uint32_t root         # Job
+    uint32_t root         # Block
     uint32_t size
-    uint32_t candidate    # three records of its own: CANDIDATE, SECOND, LAPSE
+    uint32_t candidate    # two records of its own: CANDIDATE, SECOND
     uint32_t second
-    uint32_t lapse
     uint32_t candidate_job
     uint32_t second_job
     uint8_t batch
@@ -122,8 +133,8 @@ cdef struct Device:
     int64_t next_holder
     uint32_t root_entry
     uint32_t active       # Session, or 0
-    uint32_t calibrations # Job
-    uint32_t lapses       # Job
+    uint32_t calibrations # Block
+    uint32_t lapses       # Block
     uint32_t calibration_count
     uint32_t session_count
     uint32_t fair_share_count
@@ -142,11 +153,14 @@ cdef struct State:
     double k              # half-life in seconds / log(2)
     int64_t exponent
     uint32_t queued
+    uint32_t picked       # the fair-share job of the latest pick while nothing has changed since, or 0
+    uint32_t picked_entry # its user's entry
     Pool jobs
     Pool nodes
     Pool flights
-    Pool entries
-    Pool blocks
+    Pool extras
+    Pool wide
+    Pool narrow
     Pool sessions
     Pool devices
 

@@ -50,20 +50,22 @@ cdef enum:
     JOB_SHIFT = 12
     NODE_SHIFT = 12
     FLIGHT_SHIFT = 8
-    ENTRY_SHIFT = 12
+    EXTRA_SHIFT = 10
     BLOCK_SHIFT = 7
     SESSION_SHIFT = 8
     DEVICE_SHIFT = 4
     BLOCKS_KEPT = 40          # free blocks that a change of one device may need
     MERGE_BELOW = 5           # a block with fewer slots looks for a neighbour to merge with
     MERGED_MAX = 12           # slots in a merged block: room is left for the next ones
+    KEY_SESSION = 1           # bits of a key: the record stands for a session (CANDIDATE, SECOND)
+    KEY_SECOND = 2
     EXPONENTS_MAX = 700       # see reference.py
     EXPONENTS_KEPT = 640
     CHARGE_HALF_LIVES_MAX = 900
 
 cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
 cdef uint64_t NOT_FIRST = <uint64_t>1 << 63
-cdef uint64_t SEQ_MASK = (<uint64_t>1 << 48) - 1
+cdef uint64_t SEQ_MAX = (<uint64_t>1 << 48) - 1
 cdef uint64_t SIGN = <uint64_t>1 << 63
 
 NEVER = 2**63 - 1
@@ -170,12 +172,27 @@ cdef inline Flight *flight_at(State *q, uint32_t i) noexcept nogil:
     return <Flight *>q.flights.chunks[i >> FLIGHT_SHIFT] + (i & ((1 << FLIGHT_SHIFT) - 1))
 
 
+cdef inline Extra *extra_at(State *q, uint32_t i) noexcept nogil:
+    return <Extra *>q.extras.chunks[i >> EXTRA_SHIFT] + (i & ((1 << EXTRA_SHIFT) - 1))
+
+
 cdef inline Entry *entry_at(State *q, uint32_t i) noexcept nogil:
-    return <Entry *>q.entries.chunks[i >> ENTRY_SHIFT] + (i & ((1 << ENTRY_SHIFT) - 1))
+    if i & <uint32_t>EXTRA:
+        return &extra_at(q, i & ~<uint32_t>EXTRA).entry
+    return &node_at(q, i).entry
 
 
-cdef inline Block *block_at(State *q, uint32_t i) noexcept nogil:
-    return <Block *>q.blocks.chunks[i >> BLOCK_SHIFT] + (i & ((1 << BLOCK_SHIFT) - 1))
+cdef inline uint32_t entry_node(State *q, uint32_t i) noexcept nogil:
+    if i & <uint32_t>EXTRA:
+        return extra_at(q, i & ~<uint32_t>EXTRA).node
+    return i
+
+
+cdef inline Block *block_at(State *q, bint wide, uint32_t i) noexcept nogil:
+    cdef size_t at = i & ((1 << BLOCK_SHIFT) - 1)
+    if wide:
+        return <Block *>(q.wide.chunks[i >> BLOCK_SHIFT] + at * sizeof(Block))
+    return <Block *>(q.narrow.chunks[i >> BLOCK_SHIFT] + at * (sizeof(Block) - BLOCK_SLOTS * sizeof(uint64_t)))
 
 
 cdef inline Session *session_at(State *q, uint32_t i) noexcept nogil:
@@ -186,202 +203,9 @@ cdef inline Device *device_at(State *q, uint32_t i) noexcept nogil:
     return <Device *>q.devices.chunks[i >> DEVICE_SHIFT] + (i & ((1 << DEVICE_SHIFT) - 1))
 
 
-# --- trees of jobs ----------------------------------------------------------------------------------------------------
-# Record 0 stands for an empty subtree: height 0, least FOREVER. Only its `parent` is ever written, by a rotation.
-
-cdef inline bint comes_before(Job *x, Job *y, bint by_estimate) noexcept nogil:
-    """`by_estimate`: the order of a batch, its first job first (5.3); else by key alone."""
-    if by_estimate:
-        if (x.key ^ y.key) & NOT_FIRST:
-            return x.key < y.key
-        if x.estimate != y.estimate:
-            return x.estimate < y.estimate
-    return x.key < y.key
-
-
-cdef inline void tree_renew(State *q, Job *j) noexcept nogil:
-    """Height and least from the children."""
-    cdef Job *left = job_at(q, j.left)
-    cdef Job *right = job_at(q, j.right)
-    cdef int64_t least = j.estimate
-    j.height = (left.height if left.height > right.height else right.height) + 1
-    if left.least < least:
-        least = left.least
-    if right.least < least:
-        least = right.least
-    j.least = least
-
-
-cdef inline void tree_replace(State *q, uint32_t *root, uint32_t parent, uint32_t old, uint32_t new) noexcept nogil:
-    """Let `new` be the child of `parent` (0: the root) that `old` was."""
-    cdef Job *p
-    if parent == 0:
-        root[0] = new
-    else:
-        p = job_at(q, parent)
-        if p.left == old:
-            p.left = new
-        else:
-            p.right = new
-    job_at(q, new).parent = parent
-
-
-cdef uint32_t tree_rotate_left(State *q, uint32_t *root, uint32_t i) noexcept nogil:
-    cdef Job *j = job_at(q, i)
-    cdef uint32_t top = j.right
-    cdef Job *t = job_at(q, top)
-    tree_replace(q, root, j.parent, i, top)
-    j.right = t.left
-    job_at(q, t.left).parent = i
-    t.left = i
-    j.parent = top
-    tree_renew(q, j)
-    tree_renew(q, t)
-    return top
-
-
-cdef uint32_t tree_rotate_right(State *q, uint32_t *root, uint32_t i) noexcept nogil:
-    cdef Job *j = job_at(q, i)
-    cdef uint32_t top = j.left
-    cdef Job *t = job_at(q, top)
-    tree_replace(q, root, j.parent, i, top)
-    j.left = t.right
-    job_at(q, t.right).parent = i
-    t.right = i
-    j.parent = top
-    tree_renew(q, j)
-    tree_renew(q, t)
-    return top
-
-
-cdef void tree_mend(State *q, uint32_t *root, uint32_t i) noexcept nogil:
-    """Heights, balance and least estimates from i upwards, as far as they change."""
-    cdef Job *j
-    cdef uint8_t height
-    cdef int64_t least
-    cdef int lean
-    while i:
-        j = job_at(q, i)
-        height = j.height
-        least = j.least
-        lean = <int>job_at(q, j.left).height - <int>job_at(q, j.right).height
-        if lean > 1:
-            if job_at(q, job_at(q, j.left).left).height < job_at(q, job_at(q, j.left).right).height:
-                tree_rotate_left(q, root, j.left)
-            i = tree_rotate_right(q, root, i)
-            j = job_at(q, i)
-        elif lean < -1:
-            if job_at(q, job_at(q, j.right).right).height < job_at(q, job_at(q, j.right).left).height:
-                tree_rotate_right(q, root, j.right)
-            i = tree_rotate_left(q, root, i)
-            j = job_at(q, i)
-        else:
-            tree_renew(q, j)
-        if j.height == height and j.least == least:
-            return
-        i = j.parent
-
-
-cdef void tree_insert(State *q, uint32_t *root, uint32_t i, bint by_estimate) noexcept nogil:
-    cdef Job *new = job_at(q, i)
-    cdef Job *j
-    cdef uint32_t at = root[0]
-    new.left = 0
-    new.right = 0
-    new.parent = 0
-    new.height = 1
-    new.least = new.estimate
-    if at == 0:
-        root[0] = i
-        return
-    while True:
-        j = job_at(q, at)
-        if comes_before(new, j, by_estimate):
-            if j.left == 0:
-                j.left = i
-                break
-            at = j.left
-        else:
-            if j.right == 0:
-                j.right = i
-                break
-            at = j.right
-    new.parent = at
-    tree_mend(q, root, at)
-
-
-cdef inline uint32_t tree_first(State *q, uint32_t i) noexcept nogil:
-    cdef uint32_t left
-    if i:
-        left = job_at(q, i).left
-        while left:
-            i = left
-            left = job_at(q, i).left
-    return i
-
-
-cdef uint32_t tree_next(State *q, uint32_t i) noexcept nogil:
-    cdef Job *j = job_at(q, i)
-    cdef uint32_t parent
-    if j.right:
-        return tree_first(q, j.right)
-    parent = j.parent
-    while parent and job_at(q, parent).right == i:
-        i = parent
-        parent = job_at(q, i).parent
-    return parent
-
-
-cdef void tree_remove(State *q, uint32_t *root, uint32_t i) noexcept nogil:
-    cdef Job *j = job_at(q, i)
-    cdef Job *s
-    cdef uint32_t successor, lowest
-    if j.left == 0 or j.right == 0:
-        lowest = j.parent
-        tree_replace(q, root, lowest, i, j.left if j.left else j.right)
-        tree_mend(q, root, lowest)
-        return
-    successor = tree_first(q, j.right)
-    s = job_at(q, successor)
-    if s.parent == i:
-        lowest = successor
-    else:
-        lowest = s.parent
-        tree_replace(q, root, lowest, successor, s.right)
-        s.right = j.right
-        job_at(q, j.right).parent = successor
-    s.left = j.left
-    job_at(q, j.left).parent = successor
-    s.height = j.height
-    s.least = j.least
-    tree_replace(q, root, j.parent, i, successor)
-    tree_mend(q, root, lowest)
-    if lowest != successor:
-        tree_mend(q, root, successor)
-
-
-cdef uint32_t tree_fit(State *q, uint32_t i, int64_t left) noexcept nogil:
-    """The first candidate that takes no longer than `left`. A subtree without one is not entered; beyond that only
-    SECONDs that do not count are passed: those of the user's batches whose first job stands further back, by priority.
-    """
-    cdef Job *j
-    cdef uint32_t found
-    while i:
-        j = job_at(q, i)
-        if j.least > left:
-            return 0
-        found = tree_fit(q, j.left, left) if j.left else 0
-        if found:
-            return found
-        if j.estimate <= left and (j.kind != SECOND or left < session_at(q, j.owner).condition):
-            return i
-        i = j.right
-    return 0
-
-
-# --- trees of children ------------------------------------------------------------------------------------------------
-# In an inner block the key of slot i > 0 is no more than any key below it and more than all keys below slot i - 1; the
-# key of slot 0 is never read.
+# --- trees --------------------------------------------------------------------------------------------------------
+# In an inner block the key of slot i > 0 is no more than any key behind it and more than all keys behind slot i - 1; the
+# key of slot 0 is never read. Keys are unique.
 
 cdef struct Path:
     uint32_t block[BLOCK_LEVELS]
@@ -389,92 +213,108 @@ cdef struct Path:
     int last                 # the leaf's level, counted from the root
 
 
-cdef inline int block_find(Block *b, uint64_t usage, uint64_t seq) noexcept nogil:
+cdef inline int block_find(Block *b, bint wide, uint64_t usage, uint64_t order) noexcept nogil:
     """How many of the block's keys are smaller."""
-    cdef int i = 0
+    cdef int i
+    cdef int found = 0
     cdef int count = b.count
-    while i < count and (b.usage[i] < usage or (b.usage[i] == usage and b.seq[i] < seq)):
-        i += 1
-    return i
+    if wide:
+        for i in range(count):
+            found += (b.usage[i] < usage) | ((b.usage[i] == usage) & (b.order[i] < order))
+    else:
+        for i in range(count):
+            found += b.order[i] < order
+    return found
 
 
 cdef inline int64_t block_least(Block *b) noexcept nogil:
     cdef int64_t least = FOREVER
     cdef int i
     for i in range(b.count):
-        if b.estimate[i] < least:
-            least = b.estimate[i]
+        least = b.estimate[i] if b.estimate[i] < least else least
     return least
 
 
-cdef inline void children_seek(State *q, uint32_t root, uint64_t usage, uint64_t seq, Path *path) noexcept nogil:
+cdef inline void tree_seek(
+    State *q, bint wide, uint32_t root, uint64_t usage, uint64_t order, Path *path
+) noexcept nogil:
     """The path to the leaf where the key is or belongs, and its slot there."""
     cdef int level = 0
     cdef int i
-    cdef Block *b = block_at(q, root)
+    cdef Block *b = block_at(q, wide, root)
     while b.height:
         i = 1
-        while i < b.count and (b.usage[i] < usage or (b.usage[i] == usage and b.seq[i] <= seq)):
+        while i < b.count and (
+            (b.usage[i] < usage or (b.usage[i] == usage and b.order[i] <= order)) if wide else b.order[i] <= order
+        ):
             i += 1
         path.block[level] = root
         path.slot[level] = i - 1
         level += 1
         root = b.ref[i - 1]
-        b = block_at(q, root)
+        b = block_at(q, wide, root)
     path.block[level] = root
-    path.slot[level] = block_find(b, usage, seq)
+    path.slot[level] = block_find(b, wide, usage, order)
     path.last = level
 
 
-cdef inline void children_renew(State *q, Path *path, int level) noexcept nogil:
+cdef inline void tree_renew(State *q, bint wide, Path *path, int level) noexcept nogil:
     """Least estimates above the block at `level`, as far as they change."""
     cdef int64_t least
     cdef Block *above
     while level:
-        least = block_least(block_at(q, path.block[level]))
+        least = block_least(block_at(q, wide, path.block[level]))
         level -= 1
-        above = block_at(q, path.block[level])
+        above = block_at(q, wide, path.block[level])
         if above.estimate[path.slot[level]] == least:
             return
         above.estimate[path.slot[level]] = least
 
 
-cdef inline void block_open(Block *b, int i) noexcept nogil:
-    """Make room for a slot at i."""
-    cdef size_t rest = b.count - i
-    memmove(&b.usage[i + 1], &b.usage[i], rest * sizeof(uint64_t))
-    memmove(&b.seq[i + 1], &b.seq[i], rest * sizeof(uint64_t))
-    memmove(&b.estimate[i + 1], &b.estimate[i], rest * sizeof(int64_t))
-    memmove(&b.ref[i + 1], &b.ref[i], rest * sizeof(uint32_t))
-    b.count += 1
+cdef inline void block_shift(Block *b, bint wide, int to, int first, int count) noexcept nogil:
+    """Move `count` slots from `first` to `to`, within the block."""
+    memmove(&b.order[to], &b.order[first], count * sizeof(uint64_t))
+    memmove(&b.estimate[to], &b.estimate[first], count * sizeof(int64_t))
+    memmove(&b.ref[to], &b.ref[first], count * sizeof(uint32_t))
+    if wide:
+        memmove(&b.usage[to], &b.usage[first], count * sizeof(uint64_t))
 
 
-cdef inline void block_close(Block *b, int i) noexcept nogil:
-    """Take slot i out."""
-    cdef size_t rest = b.count - i - 1
-    memmove(&b.usage[i], &b.usage[i + 1], rest * sizeof(uint64_t))
-    memmove(&b.seq[i], &b.seq[i + 1], rest * sizeof(uint64_t))
-    memmove(&b.estimate[i], &b.estimate[i + 1], rest * sizeof(int64_t))
-    memmove(&b.ref[i], &b.ref[i + 1], rest * sizeof(uint32_t))
-    b.count -= 1
-
-
-cdef inline void block_copy(Block *to, int at, Block *source, int first, int count) noexcept nogil:
-    memcpy(&to.usage[at], &source.usage[first], count * sizeof(uint64_t))
-    memcpy(&to.seq[at], &source.seq[first], count * sizeof(uint64_t))
+cdef inline void block_copy(Block *to, bint wide, int at, Block *source, int first, int count) noexcept nogil:
+    memcpy(&to.order[at], &source.order[first], count * sizeof(uint64_t))
     memcpy(&to.estimate[at], &source.estimate[first], count * sizeof(int64_t))
     memcpy(&to.ref[at], &source.ref[first], count * sizeof(uint32_t))
+    if wide:
+        memcpy(&to.usage[at], &source.usage[first], count * sizeof(uint64_t))
 
 
-cdef inline void block_set(Block *b, int i, uint64_t usage, uint64_t seq, int64_t estimate, uint32_t ref) noexcept nogil:
-    b.usage[i] = usage
-    b.seq[i] = seq
+cdef inline void block_set(
+    Block *b, bint wide, int i, uint64_t usage, uint64_t order, int64_t estimate, uint32_t ref
+) noexcept nogil:
+    if wide:
+        b.usage[i] = usage
+    b.order[i] = order
     b.estimate[i] = estimate
     b.ref[i] = ref
 
 
-cdef void children_insert(
-    State *q, uint32_t *root, uint64_t usage, uint64_t seq, int64_t estimate, uint32_t ref
+cdef inline void block_open(
+    Block *b, bint wide, int i, uint64_t usage, uint64_t order, int64_t estimate, uint32_t ref
+) noexcept nogil:
+    """Put a slot in at i."""
+    block_shift(b, wide, i + 1, i, b.count - i)
+    block_set(b, wide, i, usage, order, estimate, ref)
+    b.count += 1
+
+
+cdef inline void block_close(Block *b, bint wide, int i) noexcept nogil:
+    """Take slot i out."""
+    b.count -= 1
+    block_shift(b, wide, i, i + 1, b.count - i)
+
+
+cdef void tree_insert(
+    State *q, bint wide, uint32_t *root, uint64_t usage, uint64_t order, int64_t estimate, uint32_t ref
 ) noexcept nogil:
     cdef Path path
     cdef Block *b
@@ -482,63 +322,60 @@ cdef void children_insert(
     cdef uint32_t new
     cdef int level, i, kept
     cdef bint at_end
+    cdef Pool *pool = &q.wide if wide else &q.narrow
     if root[0] == 0:
-        root[0] = pool_take(&q.blocks)
-        b = block_at(q, root[0])
-        block_set(b, 0, usage, seq, estimate, ref)
+        root[0] = pool_take(pool)
+        b = block_at(q, wide, root[0])
+        block_set(b, wide, 0, usage, order, estimate, ref)
         b.count = 1
         return
-    children_seek(q, root[0], usage, seq, &path)
+    tree_seek(q, wide, root[0], usage, order, &path)
     level = path.last
     i = path.slot[level]
     while True:
-        b = block_at(q, path.block[level])
+        b = block_at(q, wide, path.block[level])
         if b.count < BLOCK_SLOTS:
-            block_open(b, i)
-            block_set(b, i, usage, seq, estimate, ref)
-            if level:
-                children_renew(q, &path, level)
+            block_open(b, wide, i, usage, order, estimate, ref)
+            tree_renew(q, wide, &path, level)
             return
-        # Full: the upper half moves to a new block at the right; at the right end of the tree, where children with
-        # ever greater keys come in, only the new slot does, so that blocks stay full.
-        new = pool_take(&q.blocks)
-        right = block_at(q, new)
+        # Full: the upper half moves to a new block at the right; at the right end of the tree, where ever greater keys
+        # come in, only the new slot does, so that blocks stay full.
+        new = pool_take(pool)
+        right = block_at(q, wide, new)
         right.height = b.height
         at_end = i == BLOCK_SLOTS
         for kept in range(level):
-            if path.slot[kept] + 1 < block_at(q, path.block[kept]).count:
+            if path.slot[kept] + 1 < block_at(q, wide, path.block[kept]).count:
                 at_end = False
         kept = BLOCK_SLOTS if at_end else BLOCK_SLOTS // 2
-        block_copy(right, 0, b, kept, BLOCK_SLOTS - kept)
+        block_copy(right, wide, 0, b, kept, BLOCK_SLOTS - kept)
         right.count = BLOCK_SLOTS - kept
         b.count = kept
         if at_end or i > kept:
-            block_open(right, i - kept)
-            block_set(right, i - kept, usage, seq, estimate, ref)
+            block_open(right, wide, i - kept, usage, order, estimate, ref)
         else:
-            block_open(b, i)
-            block_set(b, i, usage, seq, estimate, ref)
+            block_open(b, wide, i, usage, order, estimate, ref)
         # The new block is the next slot to insert, one level up.
-        usage = right.usage[0]
-        seq = right.seq[0]
+        usage = right.usage[0] if wide else 0
+        order = right.order[0]
         estimate = block_least(right)
         ref = new
         if level == 0:
-            new = pool_take(&q.blocks)
-            b = block_at(q, new)
-            right = block_at(q, path.block[0])
+            new = pool_take(pool)
+            b = block_at(q, wide, new)
+            right = block_at(q, wide, path.block[0])
             b.height = right.height + 1
             b.count = 2
-            block_set(b, 0, right.usage[0], right.seq[0], block_least(right), path.block[0])
-            block_set(b, 1, usage, seq, estimate, ref)
+            block_set(b, wide, 0, 0, 0, block_least(right), path.block[0])
+            block_set(b, wide, 1, usage, order, estimate, ref)
             root[0] = new
             return
         level -= 1
-        block_at(q, path.block[level]).estimate[path.slot[level]] = block_least(b)
+        block_at(q, wide, path.block[level]).estimate[path.slot[level]] = block_least(b)
         i = path.slot[level] + 1
 
 
-cdef void children_remove(State *q, uint32_t *root, Path *path) noexcept nogil:
+cdef void tree_close(State *q, bint wide, uint32_t *root, Path *path) noexcept nogil:
     """Take out the slot at the end of the path."""
     cdef int level = path.last
     cdef int i = path.slot[level]
@@ -548,101 +385,176 @@ cdef void children_remove(State *q, uint32_t *root, Path *path) noexcept nogil:
     cdef Block *above
     cdef Block *left
     cdef Block *right
+    cdef Pool *pool = &q.wide if wide else &q.narrow
     while True:
         index = path.block[level]
-        b = block_at(q, index)
-        block_close(b, i)
+        b = block_at(q, wide, index)
+        block_close(b, wide, i)
         if level == 0:
             if b.count == 0:
                 root[0] = 0
-                pool_give(&q.blocks, index)
+                pool_give(pool, index)
             elif b.count == 1 and b.height:
                 root[0] = b.ref[0]
-                pool_give(&q.blocks, index)
+                pool_give(pool, index)
             return
-        above = block_at(q, path.block[level - 1])
+        above = block_at(q, wide, path.block[level - 1])
         at = path.slot[level - 1]
         if b.count == 0:
-            pool_give(&q.blocks, index)
+            pool_give(pool, index)
             i = at
             level -= 1
             continue
         if b.count < MERGE_BELOW and above.count > 1:
             other = at + 1 if at + 1 < above.count else at - 1
-            if block_at(q, above.ref[other]).count + b.count <= MERGED_MAX:
+            if block_at(q, wide, above.ref[other]).count + b.count <= MERGED_MAX:
                 if other < at:
                     other, at = at, other
-                left = block_at(q, above.ref[at])
-                right = block_at(q, above.ref[other])
-                # The key of an inner block's slot 0 is not kept: what stands above it is.
-                right.usage[0] = above.usage[other] if right.height else right.usage[0]
-                right.seq[0] = above.seq[other] if right.height else right.seq[0]
-                block_copy(left, left.count, right, 0, right.count)
+                left = block_at(q, wide, above.ref[at])
+                right = block_at(q, wide, above.ref[other])
+                if right.height:
+                    # The key of an inner block's slot 0 is not kept: what stands above it is.
+                    right.order[0] = above.order[other]
+                    if wide:
+                        right.usage[0] = above.usage[other]
+                block_copy(left, wide, left.count, right, 0, right.count)
                 left.count += right.count
                 above.estimate[at] = block_least(left)
-                pool_give(&q.blocks, above.ref[other])
+                pool_give(pool, above.ref[other])
                 i = other
                 level -= 1
                 continue
-        children_renew(q, path, level)
+        tree_renew(q, wide, path, level)
         return
 
 
-cdef void children_move(
-    State *q, uint32_t *root, uint64_t old_usage, uint64_t old_seq, uint64_t usage, uint64_t seq, int64_t estimate
+cdef void tree_remove(State *q, bint wide, uint32_t *root, uint64_t usage, uint64_t order) noexcept nogil:
+    cdef Path path
+    tree_seek(q, wide, root[0], usage, order, &path)
+    tree_close(q, wide, root, &path)
+
+
+cdef void tree_move(
+    State *q, uint32_t *root, uint64_t old_usage, uint64_t old_order, uint64_t usage, uint64_t order, int64_t estimate
 ) noexcept nogil:
-    """Give the slot with the old key a new key and estimate."""
+    """Give the slot with the old key in a wide tree a new key and estimate."""
     cdef Path path
     cdef Block *b
     cdef int i, to
     cdef uint32_t ref
-    children_seek(q, root[0], old_usage, old_seq, &path)
-    b = block_at(q, path.block[path.last])
+    tree_seek(q, True, root[0], old_usage, old_order, &path)
+    b = block_at(q, True, path.block[path.last])
     i = path.slot[path.last]
     ref = b.ref[i]
-    if usage == old_usage and seq == old_seq:
+    if usage == old_usage and order == old_order:
         b.estimate[i] = estimate
-        children_renew(q, &path, path.last)
+        tree_renew(q, True, &path, path.last)
         return
-    # Where the key lands between others of the same block (or the tree has but one), it moves within it.
-    to = block_find(b, usage, seq)
+    # Where the key lands between others of the same block (or there is but one block), it moves within it.
+    to = block_find(b, True, usage, order)
     if (to > 0 and to < b.count) or path.last == 0:
         if to > i:
             to -= 1
-            block_shift_down(b, i, to)
+            block_shift(b, True, i, i + 1, to - i)
         elif to < i:
-            block_shift_up(b, to, i)
-        block_set(b, to, usage, seq, estimate, ref)
-        children_renew(q, &path, path.last)
+            block_shift(b, True, to + 1, to, i - to)
+        block_set(b, True, to, usage, order, estimate, ref)
+        tree_renew(q, True, &path, path.last)
         return
-    children_remove(q, root, &path)
-    children_insert(q, root, usage, seq, estimate, ref)
+    tree_close(q, True, root, &path)
+    tree_insert(q, True, root, usage, order, estimate, ref)
 
 
-cdef inline void block_shift_down(Block *b, int first, int last) noexcept nogil:
-    """Slots first + 1 to last move one down."""
-    cdef size_t count = last - first
-    memmove(&b.usage[first], &b.usage[first + 1], count * sizeof(uint64_t))
-    memmove(&b.seq[first], &b.seq[first + 1], count * sizeof(uint64_t))
-    memmove(&b.estimate[first], &b.estimate[first + 1], count * sizeof(int64_t))
-    memmove(&b.ref[first], &b.ref[first + 1], count * sizeof(uint32_t))
-
-
-cdef inline void block_shift_up(Block *b, int first, int last) noexcept nogil:
-    """Slots first to last - 1 move one up."""
-    cdef size_t count = last - first
-    memmove(&b.usage[first + 1], &b.usage[first], count * sizeof(uint64_t))
-    memmove(&b.seq[first + 1], &b.seq[first], count * sizeof(uint64_t))
-    memmove(&b.estimate[first + 1], &b.estimate[first], count * sizeof(int64_t))
-    memmove(&b.ref[first + 1], &b.ref[first], count * sizeof(uint32_t))
-
-
-cdef inline Block *children_first(State *q, uint32_t root) noexcept nogil:
+cdef inline Block *tree_first(State *q, bint wide, uint32_t root) noexcept nogil:
     """The leaf whose slot 0 is the first of the tree."""
-    cdef Block *b = block_at(q, root)
+    cdef Block *b = block_at(q, wide, root)
     while b.height:
-        b = block_at(q, b.ref[0])
+        b = block_at(q, wide, b.ref[0])
     return b
+
+
+cdef uint32_t tree_second(State *q, bint wide, uint32_t root) noexcept nogil:
+    """The reference of the second slot of the tree, or 0."""
+    cdef Block *b = block_at(q, wide, root)
+    cdef uint32_t after = 0  # the block right of the way down
+    while b.height:
+        after = b.ref[1] if b.count > 1 else (block_at(q, wide, after).ref[0] if after else 0)
+        b = block_at(q, wide, b.ref[0])
+    if b.count > 1:
+        return b.ref[1]
+    return block_at(q, wide, after).ref[0] if after else 0
+
+
+cdef uint32_t tree_list(State *q, bint wide, uint32_t root, uint32_t *refs) noexcept nogil:
+    """Write all references in order; how many."""
+    cdef Block *b
+    cdef uint32_t count = 0
+    cdef int i
+    if root == 0:
+        return 0
+    b = block_at(q, wide, root)
+    for i in range(b.count):
+        if b.height:
+            count += tree_list(q, wide, b.ref[i], refs + count)
+        else:
+            refs[count] = b.ref[i]
+            count += 1
+    return count
+
+
+cdef void tree_free(State *q, bint wide, uint32_t root) noexcept nogil:
+    cdef Block *b
+    cdef int i
+    if root:
+        b = block_at(q, wide, root)
+        if b.height:
+            for i in range(b.count):
+                tree_free(q, wide, b.ref[i])
+        pool_give(&q.wide if wide else &q.narrow, root)
+
+
+cdef uint32_t tree_fit(State *q, uint32_t root, int64_t left) noexcept nogil:
+    """A user's first candidate that takes no longer than `left`. A block without one is not entered; beyond that only
+    SECONDs that do not count are passed: those of the user's batches whose first job stands further back, by priority.
+    """
+    cdef Block *b = block_at(q, False, root)
+    cdef uint32_t found
+    cdef int i
+    for i in range(b.count):
+        if b.estimate[i] > left:
+            continue
+        if b.height:
+            found = tree_fit(q, b.ref[i], left)
+            if found:
+                return found
+        elif not b.order[i] & KEY_SECOND or left < session_at(q, job_at(q, b.ref[i]).owner).condition:
+            return b.ref[i]
+    return 0
+
+
+cdef inline uint32_t tree_front(State *q, uint32_t root, uint64_t *key) noexcept nogil:
+    """A user's first candidate without restrictions, and its key."""
+    cdef Block *b = tree_first(q, False, root)
+    if b.order[0] & KEY_SECOND:
+        return tree_front_from(q, root, key)
+    key[0] = b.order[0]
+    return b.ref[0]
+
+
+cdef uint32_t tree_front_from(State *q, uint32_t root, uint64_t *key) noexcept nogil:
+    """The same, past SECONDs at the front."""
+    cdef Block *b = block_at(q, False, root)
+    cdef uint32_t found
+    cdef int i
+    for i in range(b.count):
+        if b.height:
+            found = tree_front_from(q, b.ref[i], key)
+            if found:
+                return found
+        elif not b.order[i] & KEY_SECOND:
+            key[0] = b.order[i]
+            return b.ref[i]
+    return 0
 
 
 # --- usage ------------------------------------------------------------------------------------------------------------
@@ -692,7 +604,7 @@ cdef void rebuild(State *q, uint32_t account) noexcept nogil:
 
 
 cdef void rebuild_from(State *q, Entry *account, uint32_t index) noexcept nogil:
-    cdef Block *b = block_at(q, index)
+    cdef Block *b = block_at(q, True, index)
     cdef Entry *child
     cdef Node *n
     cdef int i
@@ -701,13 +613,13 @@ cdef void rebuild_from(State *q, Entry *account, uint32_t index) noexcept nogil:
             rebuild_from(q, account, b.ref[i])
         else:
             child = entry_at(q, b.ref[i])
-            n = node_at(q, child.node)
+            n = node_at(q, entry_node(q, b.ref[i]))
             if n.flags & FLAG_ACCOUNT:
                 rebuild(q, b.ref[i])
-            children_insert(
-                q, &account.root, usage_key(q, n), entry_seq(q, child, n), entry_least(q, child, n), b.ref[i]
+            tree_insert(
+                q, True, &account.root, usage_key(q, n), entry_seq(q, child, n), entry_least(q, child, n), b.ref[i]
             )
-    pool_give(&q.blocks, index)
+    pool_give(&q.wide, index)
 
 
 cdef double charge_cost(State *q, int64_t start, int64_t duration) noexcept nogil:
@@ -733,74 +645,63 @@ cdef double charge_cost(State *q, int64_t start, int64_t duration) noexcept nogi
 
 cdef inline uint64_t entry_seq(State *q, Entry *e, Node *n) noexcept nogil:
     """seq of the pick without restrictions of an entry that has candidates."""
+    cdef uint64_t key = 0
     if n.flags & FLAG_ACCOUNT:
-        return children_first(q, e.root).seq[0]
-    return job_at(q, e.first).key & SEQ_MASK
+        return tree_first(q, True, e.root).order[0]
+    tree_front(q, e.root, &key)
+    return key_seq(key)
 
 
 cdef inline int64_t entry_least(State *q, Entry *e, Node *n) noexcept nogil:
-    if n.flags & FLAG_ACCOUNT:
-        return block_least(block_at(q, e.root))
-    return job_at(q, e.root).least
+    return block_least(block_at(q, (n.flags & FLAG_ACCOUNT) != 0, e.root))
 
 
-cdef inline uint32_t entry_device(State *q, uint32_t index) noexcept nogil:
-    cdef Entry *e = entry_at(q, index)
-    while e.up:
-        e = entry_at(q, e.up)
-    return e.first
-
-
-cdef inline uint32_t entry_below(State *q, uint32_t node, uint32_t up) noexcept nogil:
-    """The entry of a node under its parent's entry `up`, or 0."""
-    cdef uint32_t index = node_at(q, node).entries
+cdef inline uint32_t entry_below(State *q, uint32_t node, uint32_t device) noexcept nogil:
+    """The entry of a node on a device, or NO_ENTRY."""
+    cdef uint32_t index = node
     cdef Entry *e
-    while index:
+    while index != <uint32_t>NO_ENTRY:
         e = entry_at(q, index)
-        if e.up == up:
+        if e.device == device:
             return index
         index = e.next
-    return 0
-
-
-cdef uint32_t entry_find(State *q, uint32_t device, uint32_t node) noexcept nogil:
-    """The entry of a node on a device, or 0."""
-    cdef uint32_t up
-    if node == 0:
-        return device_at(q, device).root_entry
-    if q.devices.used == 1:
-        return node_at(q, node).entries
-    up = entry_find(q, device, node_at(q, node).parent)
-    return entry_below(q, node, up) if up else 0
+    return <uint32_t>NO_ENTRY
 
 
 cdef uint32_t entry_ensure(State *q, uint32_t device, uint32_t node) noexcept nogil:
     """The entry of a node on a device, made if there is none (with those above). `lift` frees it if it stays empty."""
-    cdef uint32_t up, index
+    cdef uint32_t index = entry_below(q, node, device)
+    cdef uint32_t up
     cdef Entry *e
-    if node == 0:
-        return device_at(q, device).root_entry
-    if q.devices.used == 1 and node_at(q, node).entries:
-        return node_at(q, node).entries
-    up = entry_ensure(q, device, node_at(q, node).parent)
-    index = entry_below(q, node, up)
-    if index == 0:
-        index = pool_take(&q.entries)
-        e = entry_at(q, index)
-        e.node = node
-        e.up = up
-        e.next = node_at(q, node).entries
-        node_at(q, node).entries = index
+    if index != <uint32_t>NO_ENTRY:
+        return index
+    up = entry_ensure(q, device, node_at(q, node).parent) if node else <uint32_t>NO_ENTRY
+    if node_at(q, node).entry.device == <uint32_t>NO_DEVICE:
+        index = node
+    else:
+        index = pool_take(&q.extras)
+        extra_at(q, index).node = node
+        extra_at(q, index).entry.next = node_at(q, node).entry.next
+        index |= <uint32_t>EXTRA
+        node_at(q, node).entry.next = index
+    e = entry_at(q, index)
+    e.up = up
+    e.root = 0
+    e.device = device
     return index
 
 
 cdef void entry_drop(State *q, uint32_t index) noexcept nogil:
     cdef Entry *e = entry_at(q, index)
-    cdef uint32_t *link = &node_at(q, e.node).entries
-    while link[0] != index:
-        link = &entry_at(q, link[0]).next
-    link[0] = e.next
-    pool_give(&q.entries, index)
+    cdef uint32_t *link
+    if index & <uint32_t>EXTRA:
+        link = &node_at(q, entry_node(q, index)).entry.next
+        while link[0] != index:
+            link = &entry_at(q, link[0]).next
+        link[0] = e.next
+        pool_give(&q.extras, index & ~<uint32_t>EXTRA)
+    else:
+        e.device = <uint32_t>NO_DEVICE
 
 
 cdef struct Before:  # what the parent's tree holds about an entry
@@ -815,7 +716,7 @@ cdef inline void begin(State *q, uint32_t index, Before *before) noexcept nogil:
     cdef Node *n
     before.present = e.root != 0
     if before.present:
-        n = node_at(q, e.node)
+        n = node_at(q, entry_node(q, index))
         before.seq = entry_seq(q, e, n)
         before.least = entry_least(q, e, n)
 
@@ -831,37 +732,31 @@ cdef void lift(State *q, uint32_t index, Before *before, uint64_t *old_keys) noe
     cdef int64_t least = 0
     cdef bint present
     cdef Before above
-    while e.up:
-        n = node_at(q, e.node)
-        up_index = e.up
-        up = entry_at(q, up_index)
+    while e.up != <uint32_t>NO_ENTRY:
+        n = node_at(q, entry_node(q, index))
         present = e.root != 0
-        begin(q, up_index, &above)
-        key = usage_key(q, n)
-        old_key = old_keys[n.depth] if old_keys != NULL else key
         if present:
             seq = entry_seq(q, e, n)
             least = entry_least(q, e, n)
+        if old_keys == NULL and present and before.present and seq == before.seq and least == before.least:
+            return
+        key = usage_key(q, n)
+        old_key = old_keys[n.depth] if old_keys != NULL else key
+        up_index = e.up
+        up = entry_at(q, up_index)
+        begin(q, up_index, &above)
         if before.present and present:
             if key != old_key or seq != before.seq or least != before.least:
-                children_move(q, &up.root, old_key, before.seq, key, seq, least)
-            elif old_keys == NULL:
-                return
+                tree_move(q, &up.root, old_key, before.seq, key, seq, least)
         elif before.present:
-            children_take_out(q, &up.root, old_key, before.seq)
+            tree_remove(q, True, &up.root, old_key, before.seq)
         elif present:
-            children_insert(q, &up.root, key, seq, least, index)
+            tree_insert(q, True, &up.root, key, seq, least, index)
         if not present:
             entry_drop(q, index)
         before[0] = above
         index = up_index
         e = up
-
-
-cdef void children_take_out(State *q, uint32_t *root, uint64_t usage, uint64_t seq) noexcept nogil:
-    cdef Path path
-    children_seek(q, root[0], usage, seq, &path)
-    children_remove(q, root, &path)
 
 
 cdef inline void keys_note(State *q, uint32_t user, uint64_t *keys) noexcept nogil:
@@ -873,27 +768,21 @@ cdef inline void keys_note(State *q, uint32_t user, uint64_t *keys) noexcept nog
 
 
 cdef void price(State *q, uint32_t user, uint64_t *old_keys, uint32_t done) noexcept nogil:
-    """Move the slots of a user and of the accounts above on every device, after their usage changed. `done`: an entry
-    from which `lift` has been to the root already, or 0; its device is left out."""
-    cdef uint32_t index, lower, top = 0, node = user, below = 0
+    """Move the slots of a user and of the accounts above on every device but `done` (or NO_DEVICE), after their usage
+    changed. From where a device comes in, `lift` goes up to the root."""
+    cdef uint32_t index, node = user, below = <uint32_t>NO_ENTRY
     cdef Entry *e
     cdef Before before
-    cdef bint passed
-    if done:
-        if q.devices.used == 1:
-            return
-        top = done
+    if done != <uint32_t>NO_DEVICE and q.devices.used == 1:
+        return
     while node:
-        index = node_at(q, node).entries
-        while index:
+        index = node
+        while index != <uint32_t>NO_ENTRY:
             e = entry_at(q, index)
-            passed = entry_device(q, index) == top - 1 if top else False
-            if below and not passed:
-                lower = node_at(q, below).entries
-                while lower and not passed:
-                    passed = entry_at(q, lower).up == index
-                    lower = entry_at(q, lower).next
-            if not passed:
+            if (
+                e.device != <uint32_t>NO_DEVICE and e.device != done
+                and (below == <uint32_t>NO_ENTRY or entry_below(q, below, e.device) == <uint32_t>NO_ENTRY)
+            ):
                 begin(q, index, &before)
                 lift(q, index, &before, old_keys)
             index = e.next
@@ -905,33 +794,42 @@ cdef void price(State *q, uint32_t user, uint64_t *old_keys, uint32_t done) noex
 
 cdef inline bint job_disorders(State *q, Job *j) noexcept nogil:
     """Whether a later candidate of the same user may have a smaller seq because of this one."""
-    if j.kind == FAIR_SHARE:
-        return (j.key >> 48) != 100
-    return session_at(q, j.owner).batch or (j.key >> 48) != 100
+    return (j.key >> 50) != 100 or (j.kind != FAIR_SHARE and session_at(q, j.owner).batch)
 
 
 cdef inline void candidate_insert(State *q, Device *d, Entry *e, uint32_t index) noexcept nogil:
     cdef Job *j = job_at(q, index)
-    tree_insert(q, &e.root, index, False)
-    if j.kind != SECOND and (e.first == 0 or j.key < job_at(q, e.first).key):
-        e.first = index
+    tree_insert(q, False, &e.root, 0, j.key, j.estimate, index)
     d.disorder += job_disorders(q, j)
 
 
 cdef inline void candidate_remove(State *q, Device *d, Entry *e, uint32_t index) noexcept nogil:
-    if e.first == index:
-        e.first = tree_next(q, index)
-        while e.first and job_at(q, e.first).kind == SECOND:
-            e.first = tree_next(q, e.first)
-    tree_remove(q, &e.root, index)
-    d.disorder -= job_disorders(q, job_at(q, index))
+    cdef Job *j = job_at(q, index)
+    tree_remove(q, False, &e.root, 0, j.key)
+    d.disorder -= job_disorders(q, j)
+
+
+cdef inline uint64_t session_usage(Job *j) noexcept nogil:
+    """The first part of a job's key in its session's tree: a batch's estimate, its first job before all (5.3)."""
+    return <uint64_t>j.estimate if j.key & NOT_FIRST else 0
+
+
+cdef inline void session_insert(State *q, Session *s, uint32_t index) noexcept nogil:
+    cdef Job *j = job_at(q, index)
+    tree_insert(q, s.batch, &s.root, session_usage(j), j.key, j.estimate, index)
+
+
+cdef inline void session_remove(State *q, Session *s, uint32_t index) noexcept nogil:
+    cdef Job *j = job_at(q, index)
+    tree_remove(q, s.batch, &s.root, session_usage(j), j.key)
 
 
 cdef inline int64_t time_left(int64_t deadline, int64_t now) noexcept nogil:
     return FOREVER if deadline == FOREVER else deadline - now
 
 
-cdef void session_withdraw(State *q, Device *d, Entry *e, Session *s) noexcept nogil:
+cdef void session_withdraw(State *q, Device *d, Entry *e, uint32_t session) noexcept nogil:
+    cdef Session *s = session_at(q, session)
     if s.second_stands:
         candidate_remove(q, d, e, s.second)
         s.second_stands = False
@@ -939,8 +837,17 @@ cdef void session_withdraw(State *q, Device *d, Entry *e, Session *s) noexcept n
         candidate_remove(q, d, e, s.candidate)
         s.candidate_stands = False
     if s.lapse_stands:
-        tree_remove(q, &d.lapses, s.lapse)
+        tree_remove(q, True, &d.lapses, <uint64_t>s.lapse, session)
         s.lapse_stands = False
+
+
+cdef inline void session_put(State *q, Device *d, Entry *e, uint32_t record, uint64_t bits, uint32_t job) noexcept nogil:
+    """Let a record of the session stand in the owner's queue for a job of the session."""
+    cdef Job *r = job_at(q, record)
+    cdef Job *j = job_at(q, job)
+    r.key = (j.key & ~NOT_FIRST) | bits
+    r.estimate = j.estimate
+    candidate_insert(q, d, e, record)
 
 
 cdef void session_stand(State *q, uint32_t session) noexcept nogil:
@@ -951,17 +858,16 @@ cdef void session_stand(State *q, uint32_t session) noexcept nogil:
     cdef uint32_t candidate = 0, second = 0, entry
     cdef int64_t left = FOREVER
     cdef Job *j
-    cdef Job *record
     cdef Before before
-    if not wanted and not s.candidate_stands and not s.lapse_stands:
+    if not wanted and not s.candidate_stands:
         return
     if wanted:
-        candidate = tree_first(q, s.root)
+        candidate = tree_first(q, s.batch, s.root).ref[0]
         if s.batch:
             left = time_left(s.fit_deadline, d.clock)
             j = job_at(q, candidate)
             if not j.key & NOT_FIRST:
-                second = tree_next(q, candidate)
+                second = tree_second(q, True, s.root)
             if j.estimate > left:
                 candidate = second
                 second = 0
@@ -971,41 +877,36 @@ cdef void session_stand(State *q, uint32_t session) noexcept nogil:
                 second = 0
     entry = entry_ensure(q, s.device, s.user)
     begin(q, entry, &before)
-    session_withdraw(q, d, entry_at(q, entry), s)
+    session_withdraw(q, d, entry_at(q, entry), session)
     if candidate:
         j = job_at(q, candidate)
-        record = job_at(q, s.candidate)
-        record.key = j.key & ~NOT_FIRST
-        record.estimate = j.estimate
         s.candidate_job = candidate
         s.candidate_stands = True
-        candidate_insert(q, d, entry_at(q, entry), s.candidate)
+        session_put(q, d, entry_at(q, entry), s.candidate, KEY_SESSION, candidate)
         if s.batch and s.fit_deadline != FOREVER:
-            record = job_at(q, s.lapse)
-            record.key = session
-            record.estimate = s.fit_deadline - j.estimate
+            s.lapse = s.fit_deadline - j.estimate
             s.lapse_stands = True
-            tree_insert(q, &d.lapses, s.lapse, True)
+            tree_insert(q, True, &d.lapses, <uint64_t>s.lapse, session, s.lapse, session)
         if second:
             s.condition = j.estimate
-            j = job_at(q, second)
-            record = job_at(q, s.second)
-            record.key = j.key & ~NOT_FIRST
-            record.estimate = j.estimate
             s.second_job = second
             s.second_stands = True
-            candidate_insert(q, d, entry_at(q, entry), s.second)
+            session_put(q, d, entry_at(q, entry), s.second, KEY_SESSION | KEY_SECOND, second)
     lift(q, entry, &before, NULL)
 
 
 cdef int expire(State *q, uint32_t device, int64_t now) except -1 nogil:
     """Bring the candidates of batches to a later instant."""
     cdef Device *d = device_at(q, device)
+    cdef Block *b
     if now > d.clock:
         d.clock = now
-    while d.lapses and job_at(q, d.lapses).least < d.clock:
+    while d.lapses:
+        b = tree_first(q, True, d.lapses)
+        if <int64_t>b.usage[0] >= d.clock:
+            break
         reserve(q)
-        session_stand(q, job_at(q, tree_first(q, d.lapses)).owner)
+        session_stand(q, b.ref[0])
     return 0
 
 
@@ -1013,12 +914,14 @@ cdef int expire(State *q, uint32_t device, int64_t now) except -1 nogil:
 
 cdef struct Context:
     uint32_t device
+    uint32_t entry   # of the user whose candidate was chosen
     int64_t holder   # its jobs are not restricted; or -1
     int64_t without  # this user has no candidate; or -1
 
 
 cdef struct Best:
     uint32_t job
+    uint32_t entry
     uint64_t usage
     uint64_t seq
 
@@ -1033,56 +936,59 @@ cdef inline bint is_below(State *q, uint32_t node, int64_t holder) noexcept nogi
         node = node_at(q, node).parent
 
 
-cdef uint32_t entry_toward(State *q, uint32_t index, int64_t target) noexcept nogil:
-    """The entry under an account's entry on the way to a node that is below the account, or 0."""
-    cdef uint32_t account = entry_at(q, index).node
+cdef uint32_t entry_toward(State *q, uint32_t account, int64_t target, uint32_t device) noexcept nogil:
+    """The entry of the account's child on the way to a node that is below the account, or NO_ENTRY."""
     cdef uint32_t node
     cdef uint8_t depth = node_at(q, account).depth
     if target < 0 or node_at(q, <uint32_t>target).depth <= depth:
-        return 0
+        return <uint32_t>NO_ENTRY
     node = <uint32_t>target
     while node_at(q, node).depth > depth + 1:
         node = node_at(q, node).parent
-    return entry_below(q, node, index) if node_at(q, node).parent == account else 0
+    return entry_below(q, node, device) if node_at(q, node).parent == account else <uint32_t>NO_ENTRY
 
 
 cdef uint32_t choose(State *q, uint32_t index, int64_t left, Context *c) noexcept nogil:
     """The pick below an entry among candidates that take no longer than `left` (holder's: all): a Job, or 0."""
     cdef Entry *e
     cdef Node *n
-    cdef uint32_t exempt, thinned, found
-    cdef uint64_t usage, seq
+    cdef uint32_t exempt, thinned, found, node
+    cdef uint64_t usage, seq, key = 0
     cdef Best best
     cdef int i
     while True:
         e = entry_at(q, index)
-        if e.root == 0 or e.node == c.without:
+        node = entry_node(q, index)
+        if e.root == 0 or node == c.without:
             return 0
-        if e.node == c.holder:
+        if node == c.holder:
             left = FOREVER
-        n = node_at(q, e.node)
+        n = node_at(q, node)
         if not n.flags & FLAG_ACCOUNT:
-            return e.first if left == FOREVER else tree_fit(q, e.root, left)
-        exempt = entry_toward(q, index, c.holder) if left != FOREVER else 0
-        thinned = entry_toward(q, index, c.without) if c.without >= 0 else 0
-        if left == FOREVER and thinned == 0:
-            index = children_first(q, e.root).ref[0]
+            c.entry = index
+            return tree_front(q, e.root, &key) if left == FOREVER else tree_fit(q, e.root, left)
+        exempt = entry_toward(q, node, c.holder, c.device) if left != FOREVER else <uint32_t>NO_ENTRY
+        thinned = entry_toward(q, node, c.without, c.device) if c.without >= 0 else <uint32_t>NO_ENTRY
+        if left == FOREVER and thinned == <uint32_t>NO_ENTRY:
+            index = tree_first(q, True, e.root).ref[0]
             continue
         # The children on the way to the holder and to the user to leave out have picks of their own kind.
         best.job = 0
         choose_child(q, e.root, left, exempt, thinned, &best, c)
         if exempt == thinned:
-            thinned = 0
+            thinned = <uint32_t>NO_ENTRY
         for i in range(2):
             index = thinned if i else exempt
-            found = choose(q, index, left, c) if index else 0
+            found = choose(q, index, left, c) if index != <uint32_t>NO_ENTRY else 0
             if found:
-                usage = usage_key(q, node_at(q, entry_at(q, index).node))
-                seq = job_at(q, found).key & SEQ_MASK
+                usage = usage_key(q, node_at(q, entry_node(q, index)))
+                seq = key_seq(job_at(q, found).key)
                 if best.job == 0 or usage < best.usage or (usage == best.usage and seq < best.seq):
                     best.job = found
+                    best.entry = c.entry
                     best.usage = usage
                     best.seq = seq
+        c.entry = best.entry
         return best.job
 
 
@@ -1097,7 +1003,7 @@ cdef bint choose_child(
     or is a batch's. What remains is a walk over the children that are tied, have a candidate that fits, and (with that
     bound) an unrestricted pick older than the best one found.
     """
-    cdef Block *b = block_at(q, root)
+    cdef Block *b = block_at(q, True, root)
     cdef uint32_t found
     cdef uint64_t seq
     cdef int i
@@ -1113,15 +1019,16 @@ cdef bint choose_child(
         if best.job:
             if b.usage[i] > best.usage:
                 return True
-            if b.seq[i] > best.seq and (left == FOREVER or device_at(q, c.device).disorder == 0):
+            if b.order[i] > best.seq and (left == FOREVER or device_at(q, c.device).disorder == 0):
                 return True
         if b.ref[i] == exempt or b.ref[i] == thinned:
             continue
         found = choose(q, b.ref[i], left, c)
         if found:
-            seq = job_at(q, found).key & SEQ_MASK
+            seq = key_seq(job_at(q, found).key)
             if best.job == 0 or seq < best.seq:
                 best.job = found
+                best.entry = c.entry
                 best.usage = b.usage[i]
                 best.seq = seq
             if left == FOREVER:
@@ -1129,22 +1036,21 @@ cdef bint choose_child(
     return False
 
 
-cdef uint32_t fair_pick(State *q, uint32_t device, int64_t now, int64_t without) noexcept nogil:
+cdef uint32_t fair_pick(State *q, uint32_t device, int64_t now, int64_t without, Context *c) noexcept nogil:
     """Rule 3: a record in a user's tree of candidates, or 0."""
     cdef Device *d = device_at(q, device)
-    cdef Context c
-    cdef uint32_t top = d.root_entry
+    cdef uint32_t top = 0 if d.inside < 0 else <uint32_t>d.inside
+    cdef uint32_t entry
     cdef int64_t left = time_left(d.next_start, now)
     c.device = device
     c.holder = d.next_holder
     c.without = without
-    if d.inside >= 0:
-        top = entry_find(q, device, <uint32_t>d.inside)
-        if top == 0:
-            return 0
-    if left != FOREVER and c.holder >= 0 and is_below(q, entry_at(q, top).node, c.holder):
+    entry = entry_below(q, top, device)
+    if entry == <uint32_t>NO_ENTRY:
+        return 0
+    if left != FOREVER and c.holder >= 0 and is_below(q, top, c.holder):
         left = FOREVER
-    return choose(q, top, left, &c)
+    return choose(q, entry, left, c)
 
 
 cdef inline uint32_t candidate_job(State *q, uint32_t index) noexcept nogil:
@@ -1169,13 +1075,13 @@ cdef int64_t session_pick(State *q, Device *d, int64_t now) noexcept nogil:
     left = time_left(d.next_start, now)
     if left != FOREVER and d.next_holder >= 0 and is_below(q, s.user, d.next_holder):
         left = FOREVER
-    first = tree_first(q, s.root)
+    first = tree_first(q, s.batch, s.root).ref[0]
     j = job_at(q, first)
     if not s.batch:
         return first if j.estimate <= left else -2
     fit = time_left(s.fit_deadline, now)
     if not j.key & NOT_FIRST:
-        second = tree_next(q, first)
+        second = tree_second(q, True, s.root)
     fits = j.estimate <= fit
     if fits and j.estimate <= left:
         return first
@@ -1191,16 +1097,19 @@ cdef int64_t session_pick(State *q, Device *d, int64_t now) noexcept nogil:
 cdef int64_t queue_pick(State *q, uint32_t device, int64_t now) except? -9 nogil:
     cdef Device *d = device_at(q, device)
     cdef uint32_t found
+    cdef Context c
     if now > d.clock:
         if d.lapses:
             expire(q, device, now)
         d.clock = now
     if d.calibrations and not (d.outside_dedicated and d.active and not session_at(q, d.active).batch):
-        return tree_first(q, d.calibrations)
+        return tree_first(q, False, d.calibrations).ref[0]
     if d.active:
         return session_pick(q, d, now)
-    found = fair_pick(q, device, now, -1)
-    return candidate_job(q, found) if found else -1
+    found = fair_pick(q, device, now, -1, &c)
+    if found == 0:
+        return -1
+    return candidate_job(q, found)
 
 
 # --- changes ----------------------------------------------------------------------------------------------------------
@@ -1210,10 +1119,12 @@ cdef inline int reserve(State *q) except -1 nogil:
     cdef uint64_t blocks = <uint64_t>BLOCKS_KEPT * (q.devices.used + 1)
     if not pool_has(&q.jobs, 4):
         pool_reserve(&q.jobs, 4)
-    if not pool_has(&q.entries, DEPTH_MAX):
-        pool_reserve(&q.entries, DEPTH_MAX)
-    if not pool_has(&q.blocks, blocks):
-        pool_reserve(&q.blocks, blocks)
+    if not pool_has(&q.extras, DEPTH_MAX):
+        pool_reserve(&q.extras, DEPTH_MAX)
+    if not pool_has(&q.wide, blocks):
+        pool_reserve(&q.wide, blocks)
+    if not pool_has(&q.narrow, BLOCKS_KEPT):
+        pool_reserve(&q.narrow, BLOCKS_KEPT)
     if not pool_has(&q.flights, DEPTH_MAX):
         pool_reserve(&q.flights, DEPTH_MAX)
     return 0
@@ -1224,18 +1135,18 @@ cdef int queue_init(State *q, int64_t half_life) except -1 nogil:
     pool_init(&q.jobs, sizeof(Job), JOB_SHIFT, 1)
     pool_init(&q.nodes, sizeof(Node), NODE_SHIFT, 0)
     pool_init(&q.flights, sizeof(Flight), FLIGHT_SHIFT, 1)
-    pool_init(&q.entries, sizeof(Entry), ENTRY_SHIFT, 1)
-    pool_init(&q.blocks, sizeof(Block), BLOCK_SHIFT, 1)
+    pool_init(&q.extras, sizeof(Extra), EXTRA_SHIFT, 1)
+    pool_init(&q.wide, sizeof(Block), BLOCK_SHIFT, 1)
+    pool_init(&q.narrow, sizeof(Block) - BLOCK_SLOTS * sizeof(uint64_t), BLOCK_SHIFT, 1)
     pool_init(&q.sessions, sizeof(Session), SESSION_SHIFT, 1)
     pool_init(&q.devices, sizeof(Device), DEVICE_SHIFT, 0)
     q.half_life = half_life
     q.k = (<double>half_life / 1e9) / log(2.0)
     reserve(q)
     pool_reserve(&q.nodes, 1)
-    pool_take(&q.nodes)
+    node_take(q)
     node_at(q, 0).shares = 1.0
     node_at(q, 0).flags = FLAG_ACCOUNT
-    job_at(q, 0).least = FOREVER
     return 0
 
 
@@ -1243,10 +1154,19 @@ cdef void queue_free(State *q) noexcept nogil:
     pool_free(&q.jobs)
     pool_free(&q.nodes)
     pool_free(&q.flights)
-    pool_free(&q.entries)
-    pool_free(&q.blocks)
+    pool_free(&q.extras)
+    pool_free(&q.wide)
+    pool_free(&q.narrow)
     pool_free(&q.sessions)
     pool_free(&q.devices)
+
+
+cdef uint32_t node_take(State *q) noexcept nogil:
+    cdef uint32_t index = pool_take(&q.nodes)
+    cdef Node *n = node_at(q, index)
+    n.entry.device = <uint32_t>NO_DEVICE
+    n.entry.next = <uint32_t>NO_ENTRY
+    return index
 
 
 cdef inline uint32_t job_take(State *q, uint64_t key, int64_t estimate, uint8_t kind, uint32_t owner) noexcept nogil:
@@ -1265,7 +1185,11 @@ cdef inline void job_give(State *q, uint32_t index) noexcept nogil:
 
 
 cdef inline uint64_t job_key(int priority, uint64_t seq) noexcept nogil:
-    return (<uint64_t>(100 - priority) << 48) | seq
+    return (<uint64_t>(100 - priority) << 50) | (seq << 2)
+
+
+cdef inline uint64_t key_seq(uint64_t key) noexcept nogil:
+    return (key >> 2) & SEQ_MAX
 
 
 cdef int64_t queue_push(
@@ -1295,7 +1219,7 @@ cdef int64_t queue_push_session(
     reserve(q)
     s = session_at(q, session)
     index = job_take(q, job_key(priority, seq) | (0 if first else NOT_FIRST), estimate, SESSION, session)
-    tree_insert(q, &s.root, index, s.batch)
+    session_insert(q, s, index)
     s.size += 1
     device_at(q, s.device).session_count += 1
     q.queued += 1
@@ -1306,7 +1230,7 @@ cdef int64_t queue_push_session(
 cdef void session_job_remove(State *q, uint32_t index) noexcept nogil:
     """Off the session's tree; what stands for the session is not yet brought up to date."""
     cdef Session *s = session_at(q, job_at(q, index).owner)
-    tree_remove(q, &s.root, index)
+    session_remove(q, s, index)
     s.size -= 1
     device_at(q, s.device).session_count -= 1
 
@@ -1320,7 +1244,7 @@ cdef int queue_remove(State *q, uint32_t job) except -1 nogil:
     j = job_at(q, job)
     owner = j.owner
     if j.kind == FAIR_SHARE:
-        d = device_at(q, entry_device(q, owner))
+        d = device_at(q, entry_at(q, owner).device)
         begin(q, owner, &before)
         candidate_remove(q, d, entry_at(q, owner), job)
         lift(q, owner, &before, NULL)
@@ -1330,7 +1254,7 @@ cdef int queue_remove(State *q, uint32_t job) except -1 nogil:
         session_stand(q, owner)
     else:
         d = device_at(q, owner)
-        tree_remove(q, &d.calibrations, job)
+        tree_remove(q, False, &d.calibrations, 0, j.key)
         d.calibration_count -= 1
     job_give(q, job)
     q.queued -= 1
@@ -1347,11 +1271,11 @@ cdef int queue_set_priority(State *q, uint32_t job, int priority) except -1 nogi
     reserve(q)
     j = job_at(q, job)
     owner = j.owner
-    key = (j.key & (NOT_FIRST | SEQ_MASK)) | (<uint64_t>(100 - priority) << 48)
+    key = (j.key & NOT_FIRST) | job_key(priority, key_seq(j.key))
     if key == j.key:
         return 0
     if j.kind == FAIR_SHARE:
-        d = device_at(q, entry_device(q, owner))
+        d = device_at(q, entry_at(q, owner).device)
         begin(q, owner, &before)
         candidate_remove(q, d, entry_at(q, owner), job)
         j.key = key
@@ -1359,9 +1283,9 @@ cdef int queue_set_priority(State *q, uint32_t job, int priority) except -1 nogi
         lift(q, owner, &before, NULL)
     else:
         s = session_at(q, owner)
-        tree_remove(q, &s.root, job)
+        session_remove(q, s, job)
         j.key = key
-        tree_insert(q, &s.root, job, s.batch)
+        session_insert(q, s, job)
         session_stand(q, owner)
     return 0
 
@@ -1373,7 +1297,7 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
     cdef Node *n
     cdef Flight *flight
     cdef Before before
-    cdef uint32_t user, device, owner, entry = 0, done = 0
+    cdef uint32_t user, device, owner, entry = 0, done = NO_DEVICE
     cdef int64_t estimate
     cdef uint8_t kind
     cdef double charge
@@ -1393,8 +1317,8 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
     charge = charge_cost(q, now, estimate)
     if kind == FAIR_SHARE:
         entry = owner
-        user = entry_at(q, entry).node
-        device = entry_device(q, entry)
+        user = entry_node(q, entry)
+        device = entry_at(q, entry).device
         d = device_at(q, device)
         d.fair_share_count -= 1
     else:
@@ -1424,7 +1348,7 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
         begin(q, entry, &before)
         candidate_remove(q, d, entry_at(q, entry), job)
         lift(q, entry, &before, old_keys)
-        done = device + 1
+        done = device
     job_give(q, job)
     q.queued -= 1
     price(q, user, old_keys, done)
@@ -1457,7 +1381,7 @@ cdef int queue_end(State *q, uint32_t device, double cost) except -1 nogil:
             break
         n = node_at(q, n.parent)
     d.run_charge = 0.0
-    price(q, d.run_user, old_keys, 0)
+    price(q, d.run_user, old_keys, <uint32_t>NO_DEVICE)
     return 0
 
 
@@ -1484,7 +1408,7 @@ cdef int queue_charge(State *q, uint32_t user, int64_t start, int64_t duration) 
         if n.depth == 0:
             break
         n = node_at(q, n.parent)
-    price(q, user, old_keys, 0)
+    price(q, user, old_keys, <uint32_t>NO_DEVICE)
     return 0
 
 
@@ -1506,7 +1430,7 @@ cdef int queue_double(State *q, uint32_t device) except -1 nogil:
         if n.depth == 0:
             break
         n = node_at(q, n.parent)
-    price(q, d.run_user, old_keys, 0)
+    price(q, d.run_user, old_keys, <uint32_t>NO_DEVICE)
     return 0
 
 
@@ -1519,7 +1443,7 @@ cdef int queue_set_node(State *q, uint32_t node, double settled, double shares) 
     n = node_at(q, node)
     n.settled = settled
     n.shares = shares
-    price(q, node, old_keys, 0)
+    price(q, node, old_keys, <uint32_t>NO_DEVICE)
     return 0
 
 
@@ -1527,9 +1451,8 @@ cdef int queue_release(State *q, uint32_t session) except -1 nogil:
     cdef Session *s
     cdef Device *d
     cdef Job *j
-    cdef uint32_t entry, index, following, size
+    cdef uint32_t entry, index, count
     cdef uint32_t *jobs
-    cdef uint32_t count = 0
     cdef Before before
     reserve(q)
     s = session_at(q, session)
@@ -1539,15 +1462,13 @@ cdef int queue_release(State *q, uint32_t session) except -1 nogil:
     if jobs == NULL:
         with gil:
             PyErr_NoMemory()
-    index = tree_first(q, s.root)
-    while index:
-        jobs[count] = index
-        count += 1
-        index = tree_next(q, index)
+    count = tree_list(q, s.batch, s.root, jobs)
+    tree_free(q, s.batch, s.root)
+    s.root = 0
     d = device_at(q, s.device)
     entry = entry_ensure(q, s.device, s.user)
     begin(q, entry, &before)
-    session_withdraw(q, d, entry_at(q, entry), s)
+    session_withdraw(q, d, entry_at(q, entry), session)
     for index in range(count):
         j = job_at(q, jobs[index])
         j.key &= ~NOT_FIRST
@@ -1556,7 +1477,6 @@ cdef int queue_release(State *q, uint32_t session) except -1 nogil:
         candidate_insert(q, d, entry_at(q, entry), jobs[index])
     lift(q, entry, &before, NULL)
     free(jobs)
-    s.root = 0
     s.size = 0
     d.session_count -= count
     d.fair_share_count += count
@@ -1569,11 +1489,8 @@ cdef int queue_drop(State *q, uint32_t session, uint32_t *jobs) except -1 nogil:
     cdef uint32_t index, count = 0
     reserve(q)
     s = session_at(q, session)
-    index = tree_first(q, s.root)
-    while index:
-        jobs[count] = index
-        count += 1
-        index = tree_next(q, index)
+    count = tree_list(q, s.batch, s.root, jobs)
+    tree_free(q, s.batch, s.root)
     s.root = 0
     s.size = 0
     session_stand(q, session)
@@ -1605,7 +1522,7 @@ cdef int check_shares(double shares) except -1:
 
 
 cdef int check_job(int64_t seq, int64_t priority, int64_t estimate) except -1:
-    if not 0 <= seq <= <int64_t>SEQ_MASK:
+    if not 0 <= seq <= <int64_t>SEQ_MAX:
         raise ValueError(f"a seq is 0 to 2**48 - 1, not {seq}")
     if not -100 <= priority <= 100:
         raise ValueError(f"a priority is -100 to 100, not {priority}")
@@ -1669,7 +1586,7 @@ cdef class Queue:
         if above.depth + 1 >= DEPTH_MAX:
             raise ValueError(f"node {parent} is too deep for a child")
         pool_reserve(&self.state.nodes, 1)
-        index = pool_take(&self.state.nodes)
+        index = node_take(&self.state)
         above.flags |= FLAG_ACCOUNT
         n = node_at(&self.state, index)
         n.parent = <uint32_t>parent
@@ -1732,7 +1649,6 @@ cdef class Queue:
     def add_device(self, bint calibration_outside_dedicated=False):
         cdef uint32_t index
         cdef Device *d
-        cdef Entry *e
         reserve(&self.state)
         pool_reserve(&self.state.devices, 1)
         index = pool_take(&self.state.devices)
@@ -1741,11 +1657,7 @@ cdef class Queue:
         d.inside = -1
         d.next_holder = -1
         d.outside_dedicated = calibration_outside_dedicated
-        d.root_entry = pool_take(&self.state.entries)
-        e = entry_at(&self.state, d.root_entry)
-        e.first = index
-        e.next = node_at(&self.state, 0).entries
-        node_at(&self.state, 0).entries = d.root_entry
+        d.root_entry = entry_ensure(&self.state, index, 0)
         return index
 
     def set_window(self, int64_t device, int64_t inside, int64_t next_start, int64_t next_holder):
@@ -1779,7 +1691,6 @@ cdef class Queue:
         s.fit_deadline = FOREVER
         s.candidate = job_take(&self.state, 0, 0, CANDIDATE, index)
         s.second = job_take(&self.state, 0, 0, SECOND, index)
-        s.lapse = job_take(&self.state, 0, 0, LAPSE, index)
         return index
 
     def remove_session(self, int64_t session):
@@ -1791,7 +1702,6 @@ cdef class Queue:
             d.active = 0
         job_give(&self.state, s.candidate)
         job_give(&self.state, s.second)
-        job_give(&self.state, s.lapse)
         s.live = False
         pool_give(&self.state.sessions, <uint32_t>session)
 
@@ -1864,7 +1774,7 @@ cdef class Queue:
     def push_session(self, int64_t session, int64_t seq, int64_t priority, int64_t estimate, bint first=False):
         cdef Session *s = self._session(session)
         check_job(seq, priority, estimate)
-        if first and s.size and not job_at(&self.state, tree_first(&self.state, s.root)).key & NOT_FIRST:
+        if first and s.size and not tree_first(&self.state, s.batch, s.root).order[0] & NOT_FIRST:
             raise ValueError(f"the first job of session {session} is queued already")
         return queue_push_session(
             &self.state, <uint32_t>session, <uint64_t>seq, <int>priority, estimate, first
@@ -1875,8 +1785,8 @@ cdef class Queue:
         cdef uint32_t index
         check_job(seq, 0, 1)
         reserve(&self.state)
-        index = job_take(&self.state, <uint64_t>seq, 0, CALIBRATION, <uint32_t>device)
-        tree_insert(&self.state, &d.calibrations, index, False)
+        index = job_take(&self.state, job_key(0, <uint64_t>seq), 0, CALIBRATION, <uint32_t>device)
+        tree_insert(&self.state, False, &d.calibrations, 0, job_key(0, <uint64_t>seq), 0, index)
         d.calibration_count += 1
         self.state.queued += 1
         return index
@@ -1905,6 +1815,7 @@ cdef class Queue:
         cdef State *q = &self.state
         cdef Job *j = self._job(job)
         cdef uint32_t device, user, found, node, passed
+        cdef Context c
         check_time(now)
         if j.kind == CALIBRATION:
             raise ValueError(f"job {job} is not what fair share picks now")
@@ -1912,19 +1823,18 @@ cdef class Queue:
             user = session_at(q, j.owner).user
             device = session_at(q, j.owner).device
         else:
-            user = entry_at(q, j.owner).node
-            device = entry_device(q, j.owner)
+            user = entry_node(q, j.owner)
+            device = entry_at(q, j.owner).device
         expire(q, device, now)
-        found = fair_pick(q, device, now, -1)
+        found = fair_pick(q, device, now, -1, &c)
         if found == 0 or candidate_job(q, found) != job:
             raise ValueError(f"job {job} is not what fair share picks now")
-        found = fair_pick(q, device, now, user)
+        found = fair_pick(q, device, now, user, &c)
         if found == 0:
             return None
-        j = job_at(q, found)
         node = user
-        passed = entry_at(q, j.owner).node if j.kind == FAIR_SHARE else session_at(q, j.owner).user
-        user = passed
+        user = entry_node(q, c.entry)
+        passed = user
         while node_at(q, node).parent != node_at(q, passed).parent:
             if node_at(q, node).depth >= node_at(q, passed).depth:
                 node = node_at(q, node).parent
@@ -1937,7 +1847,7 @@ cdef class Queue:
         cdef uint32_t device
         check_time(now)
         if j.kind == FAIR_SHARE:
-            device = entry_device(&self.state, j.owner)
+            device = entry_at(&self.state, j.owner).device
         elif j.kind == SESSION:
             device = session_at(&self.state, j.owner).device
         else:
@@ -1983,8 +1893,8 @@ cdef class Queue:
     def memory_bytes(self):
         cdef State *q = &self.state
         return sizeof(State) + (
-            pool_bytes(&q.jobs) + pool_bytes(&q.nodes) + pool_bytes(&q.flights) + pool_bytes(&q.entries)
-            + pool_bytes(&q.blocks) + pool_bytes(&q.sessions) + pool_bytes(&q.devices)
+            pool_bytes(&q.jobs) + pool_bytes(&q.nodes) + pool_bytes(&q.flights) + pool_bytes(&q.extras)
+            + pool_bytes(&q.wide) + pool_bytes(&q.narrow) + pool_bytes(&q.sessions) + pool_bytes(&q.devices)
         )
 
     def renormalise(self, int64_t exponents):
