@@ -70,7 +70,7 @@ class CadenzaService:
         """
         with (
             private_server(config) as target,
-            cls(target, user, client=Client(target, user=user, tls=False)) as service,
+            cls(client=Client(target, user=user, token="", tls=False)) as service,
         ):
             yield service
 
@@ -234,6 +234,11 @@ class CadenzaService:
         return read_reservation(self.client.delete_reservation(name))
 
     # --- the server ---------------------------------------------------------------------------------------------------
+
+    @property
+    def target(self) -> str:
+        """Where the server is."""
+        return self.client.target
 
     @cached_property
     def server(self) -> ServerInfo:

@@ -106,7 +106,7 @@ class Endpoint:
     ) -> "Endpoint":
         """Fill in what is not given: `CADENZA_TARGET`, `CADENZA_TOKEN`, the operating system's user name."""
         target = target or os.environ.get("CADENZA_TARGET") or TARGET_DEFAULT
-        token = token or os.environ.get("CADENZA_TOKEN") or None
+        token = os.environ.get("CADENZA_TOKEN") if token is None else token
         if isinstance(tls, (str, Path)):
             tls = Tls(ca=tls)
         elif isinstance(tls, bool):
