@@ -1,6 +1,7 @@
 """What a device executes its jobs with, as configured. Imports neither Qiskit nor NumPy."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 from typing import Final
 
 KINDS: Final = ("aer", "generic")
@@ -85,6 +86,19 @@ class DeviceSpec:
                     )
         if not self.basis_gates or not all(isinstance(gate, str) and gate for gate in self.basis_gates):
             raise ValueError("basis_gates must name at least one gate")
+
+    def to_json(self) -> str:
+        """For the worker."""
+        return json.dumps({field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> "DeviceSpec":
+        """The inverse of `to_json`."""
+        values = json.loads(text)
+        values["basis_gates"] = tuple(values["basis_gates"])
+        if not isinstance(values["coupling"], str):
+            values["coupling"] = tuple((first, second) for first, second in values["coupling"])
+        return cls(**values)
 
 
 def _check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -1,0 +1,187 @@
+"""Aer, called with circuits that are prepared once.
+
+`AerSimulator.run` compiles a circuit, converts it, writes out the noise model and starts a thread at every call. Here
+the same steps are done once a circuit (`prepare`), and a run is only Aer's own execution (`execute`), with the errors
+of the noise model that the circuit can meet. The steps and their order are those of `AerBackend._execute_circuits_job`
+(qiskit-aer 0.17 and 0.18).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from qiskit.circuit import Parameter, ParameterExpression
+from qiskit_aer.backends.aer_compiler import assemble_circuits, generate_aer_config
+from qiskit_aer.backends.backend_utils import LIBRARY_DIR
+from qiskit_aer.backends.controller_wrappers import AerConfig
+
+from cadenza_server.execution.errors import ProgramError
+from cadenza_server.execution.models import DeviceModel
+
+SEED_MAX: Final = 2**63 - 1
+"""Aer's seeds are int64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a value goes: an operation of the converted circuit, and which of its angles."""
+
+    place: tuple[int, int]
+    column: int | None
+    """The column of the values that goes there as it is; None: `expression` is computed."""
+    expression: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCircuit:
+    """A circuit as Aer's simulator takes it. Can be executed any number of times."""
+
+    circuit: Any
+    converted: list[Any]
+    parameters: tuple[Any, ...]
+    """In the order of the columns of the values."""
+    slots: tuple[Slot, ...]
+    noise: dict[str, Any]
+    """Aer's form of the noise that the circuit can meet; empty: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What Aer returned: one entry a set of values, in their order."""
+
+    data: list[dict[str, Any]]
+    method: str
+
+
+def prepare(model: DeviceModel, circuit: Any, parameters: Sequence[Any], *, noisy: bool) -> PreparedCircuit:
+    """Compile and convert a circuit that fits the device. `parameters` are those of the circuit as it was sent.
+
+    Raises `ProgramError` for what Aer cannot execute.
+    """
+    noise_model = model.noise_model if noisy else None
+    try:
+        # _compile asks for the noise model of the options, and adds to it what delays bring
+        (compiled,), used = model.simulator._compile([circuit], noise_model=noise_model)
+        converted, index_maps = assemble_circuits([compiled])
+    except Exception as error:
+        raise ProgramError(f"Aer cannot execute the circuit: {error}") from error
+    converted[0].circ_id = 0
+    errors: list[dict[str, Any]] = []
+    if used is not None:
+        errors = model.noise_errors if used is model.noise_model else used.to_dict(serializable=True)["errors"]
+    return PreparedCircuit(
+        circuit=compiled,
+        converted=converted,
+        parameters=tuple(parameters),
+        slots=tuple(_slots(compiled, index_maps[0], parameters)),
+        noise=_cut(errors, compiled) if errors else {},
+    )
+
+
+def execute(
+    model: DeviceModel,
+    prepared: PreparedCircuit,
+    values: NDArray[np.float64],
+    *,
+    shots: int,
+    seed: int | None,
+    method: str,
+    memory: bool,
+) -> Execution:
+    """Run a prepared circuit once for each of the rows of `values`, which has a column a parameter.
+
+    Raises `ProgramError` with what Aer says.
+    """
+    config = generate_aer_config(
+        [prepared.circuit], model.simulator.options, shots=shots, seed_simulator=seed, memory=memory, method=method
+    )
+    config.library_dir = LIBRARY_DIR
+    if prepared.slots:
+        config.parameterizations = [_bind(prepared.slots, prepared.parameters, values)]
+    results = _run(model, prepared, config)
+    if not prepared.slots and len(values) > 1:
+        # no angle depends on the values: each set is still a run of its own
+        for _ in range(len(values) - 1):
+            if seed is not None:
+                seed = (seed + 1) & SEED_MAX
+                config.seed_simulator = seed
+            results += _run(model, prepared, config)
+    return Execution([result["data"] for result in results], results[0]["metadata"].get("method", method))
+
+
+def _run(model: DeviceModel, prepared: PreparedCircuit, config: Any) -> list[dict[str, Any]]:
+    output = model.simulator._controller.execute(prepared.converted, prepared.noise, config)
+    results: list[dict[str, Any]] = output.get("results", [])
+    said = [result["status"] for result in results if not result.get("success", False)] if results else []
+    if said or not output.get("success", False):
+        raise ProgramError(f"Aer cannot execute the circuit: {_reason(said[0] if said else output.get('status'))}")
+    return results
+
+
+def _reason(status: object) -> str:
+    text = str(status).strip()
+    return text.removeprefix("ERROR:").strip() or "it gives no reason"
+
+
+def _slots(circuit: Any, index_map: Sequence[int], parameters: Sequence[Any]) -> list[Slot]:
+    columns = {parameter: column for column, parameter in enumerate(parameters)}
+    slots = []
+
+    def add(place: tuple[int, int], value: Any) -> None:
+        if isinstance(value, Parameter):
+            slots.append(Slot(place, columns[value]))
+        elif isinstance(value, ParameterExpression) and value.parameters:
+            slots.append(Slot(place, None, value))
+
+    add((AerConfig.GLOBAL_PHASE_POS, -1), circuit.global_phase)
+    for index, instruction in enumerate(circuit.data):
+        if instruction.operation.is_parameterized():
+            for position, value in enumerate(instruction.operation.params):
+                add((index_map[index], position), value)
+    return slots
+
+
+def _bind(
+    slots: Sequence[Slot], parameters: Sequence[Any], values: NDArray[np.float64]
+) -> list[tuple[tuple[int, int], list[float]]]:
+    columns = {parameter: column for column, parameter in enumerate(parameters)}
+    table = []
+    for slot in slots:
+        if slot.column is not None:
+            table.append((slot.place, values[:, slot.column].tolist()))
+            continue
+        needed = [(parameter, columns[parameter]) for parameter in slot.expression.parameters]
+        try:
+            bound = [
+                float(slot.expression.bind({parameter: row[column] for parameter, column in needed}))
+                for row in values.tolist()
+            ]
+        except Exception as error:
+            raise ProgramError(f"the angle {slot.expression} cannot be computed: {error}") from error
+        table.append((slot.place, bound))
+    return table
+
+
+def _cut(errors: list[dict[str, Any]], circuit: Any) -> dict[str, Any]:
+    """The noise of the qubits and instructions that the circuit uses: most of a run's time goes into reading it."""
+    used = {circuit.find_bit(qubit).index for instruction in circuit.data for qubit in instruction.qubits}
+    # an error in a delay stands for itself in the circuit, under its own label
+    names = {instruction.operation.label for instruction in circuit.data} | set(circuit.count_ops())
+    met = [
+        error
+        for error in errors
+        if names.intersection(error["operations"])
+        and ("gate_qubits" not in error or any(used.issuperset(qubits) for qubits in error["gate_qubits"]))
+    ]
+    return {"errors": met} if met else {}
+
+
+def derive_seed(seed: int | None, index: int) -> int | None:
+    """The seed of the PUB number `index`: that of the job for the first, independent ones for the others."""
+    if seed is None:
+        return None
+    if index == 0 and seed <= SEED_MAX:
+        return seed
+    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]) & SEED_MAX

@@ -1,0 +1,150 @@
+"""Circuits from the bytes that a program brought. Only workers import this: it parses what strangers wrote."""
+
+import contextlib
+import hashlib
+import io
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any, Final
+
+import qiskit_qasm3_import
+from cadenza.v1.circuit_pb2 import Circuit
+from qiskit import QuantumCircuit, qasm2, qasm3, qpy
+
+from cadenza_server.execution.cache import LatestUsed
+from cadenza_server.execution.errors import ProgramError
+from cadenza_server.model.qpy import read_qpy_header
+
+_INCLUDE: Final = re.compile(r"\binclude\b")
+_INCLUDE_STDGATES: Final = re.compile(r'\binclude\s+"stdgates\.inc"\s*;')
+
+
+class CircuitLoader:
+    """Parses circuits once and keeps the latest used ones, by content.
+
+    The circuits that it gives out are shared: callers must not change them.
+    """
+
+    def __init__(self, *, cached_max: int, num_qubits_max: int) -> None:
+        self._num_qubits_max = num_qubits_max
+        self._loaded: LatestUsed[tuple[str, bytes], Any] = LatestUsed(cached_max)
+
+    def load(self, message: Circuit, known: Mapping[bytes, Circuit]) -> tuple[tuple[str, bytes], Any]:
+        """The circuit and a key that stands for its content. `known` holds the circuits that a digest may name.
+
+        Raises `ProgramError`.
+        """
+        if message.WhichOneof("source") == "digest":
+            named = known.get(message.digest)
+            if named is None or named.WhichOneof("source") == "digest":
+                raise ProgramError(
+                    f"no circuit with digest {message.digest.hex()[:16]}... is known any more: send the circuit itself"
+                )
+            message = named
+        source = message.WhichOneof("source")
+        if source is None:
+            raise ProgramError("the PUB has no circuit: set qpy, openqasm3, openqasm2 or digest")
+        key = (source, circuit_digest(message))
+        return key, self._loaded.get_or_make(key, lambda: self._parse(message, source))
+
+    def _parse(self, message: Circuit, source: str) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if source == "qpy":
+                circuit = _parse_qpy(message.qpy)
+            elif source == "openqasm3":
+                circuit = _parse_openqasm3(message.openqasm3)
+            else:
+                circuit = _parse_openqasm2(message.openqasm2)
+        if circuit.num_qubits > self._num_qubits_max:
+            raise ProgramError(
+                f"the circuit has {circuit.num_qubits} qubits, the device {self._num_qubits_max}: "
+                "use fewer qubits or a larger device"
+            )
+        if circuit.num_qubits == 0:
+            raise ProgramError("the circuit has no qubits: add at least one")
+        return circuit
+
+
+def circuit_digest(message: Circuit) -> bytes:
+    """The SHA-256 of a circuit's bytes, for text of its UTF-8, as `Circuit.digest` has it."""
+    source = message.WhichOneof("source")
+    content = getattr(message, source) if source else b""
+    return hashlib.sha256(content if isinstance(content, bytes) else content.encode()).digest()
+
+
+def _parse_qpy(data: bytes) -> Any:
+    try:
+        header = read_qpy_header(data)
+    except ValueError as error:
+        raise ProgramError(str(error)) from error
+    if header.version > qpy.QPY_VERSION:
+        raise ProgramError(
+            f"QPY version {header.version} is newer than the server's Qiskit reads: "
+            f"write the circuit with qiskit.qpy.dump(..., version={qpy.QPY_VERSION})"
+        )
+    try:
+        (circuit,) = qpy.load(io.BytesIO(data))
+    except BaseException as error:
+        _raise_if_not_of_the_parser(error)
+        raise ProgramError(
+            f"the QPY payload cannot be read, it may be cut off or damaged: {_first_line(error)}"
+        ) from error
+    if not isinstance(circuit, QuantumCircuit):
+        raise ProgramError("the QPY payload does not hold a circuit: write a QuantumCircuit with qiskit.qpy.dump")
+    return circuit
+
+
+def _parse_openqasm3(text: str) -> Any:
+    """By Qiskit's native parser where it can, else by qiskit-qasm3-import, which knows `input` and says lines."""
+    includes = len(_INCLUDE.findall(text))
+    # the native parser opens the files that a program includes; the other one knows only the standard gates
+    if "input" not in text and text.strip() and includes == len(_INCLUDE_STDGATES.findall(text)):
+        try:
+            return qasm3.loads_experimental(text)
+        except BaseException as error:
+            _raise_if_not_of_the_parser(error)
+    complaints = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaints), contextlib.redirect_stdout(complaints):
+            return qiskit_qasm3_import.parse(text)
+    except BaseException as error:
+        _raise_if_not_of_the_parser(error)
+        said = complaints.getvalue().strip().splitlines()
+        reason = said[0] if said and not str(error) else _first_line(error)
+        raise ProgramError(f"the OpenQASM 3 text cannot be read: {_with_line(reason)}") from error
+
+
+def _parse_openqasm2(text: str) -> Any:
+    if not text.strip():
+        raise ProgramError("the OpenQASM 2 text is empty: it begins with OPENQASM 2.0;")
+    try:
+        return qasm2.loads(text, include_path=(), custom_instructions=qasm2.LEGACY_CUSTOM_INSTRUCTIONS)
+    except BaseException as error:
+        _raise_if_not_of_the_parser(error)
+        reason = _first_line(error).replace("<input>:", "")
+        raise ProgramError(f"the OpenQASM 2 text cannot be read: {_with_line(reason)}") from error
+
+
+_PLACE: Final = re.compile(r"^(?:line )?(\d+)[,:](\d+):? ?")
+
+
+def _with_line(reason: str) -> str:
+    """`4,0: ...` and `line 4:0 ...` say `line 4, column 0: ...`; without a reason, that there is none."""
+    if not reason:
+        return "its syntax is wrong"
+    return _PLACE.sub(r"line \1, column \2: ", reason)
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line that says something, without frames and quotes around it."""
+    text = str(getattr(error, "message", None) or error)
+    lines = [line.strip(" '\"") for line in text.splitlines()]
+    return next((line for line in lines if line and line[0].isascii()), type(error).__name__)[:300]
+
+
+def _raise_if_not_of_the_parser(error: BaseException) -> None:
+    """A panic of a parser in Rust is no `Exception`, yet no reason to end the worker."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)):
+        raise error

@@ -1,0 +1,446 @@
+"""A device on the event loop: one worker process that runs its jobs, and a warm spare that takes over when it dies.
+
+Law of this file: `ready(True)` is called when a warm worker waits and none did before, `ready(False)` when the last
+one has gone. A run is reported once, unless it was stopped. What a worker says counts only while it runs the attempt
+that it speaks of.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from cadenza.v1.device_pb2 import Device as DeviceDescription
+from google.protobuf.message import DecodeError
+
+from cadenza_server.execution.description import describe_spec
+from cadenza_server.execution.protocol import (
+    Frame,
+    FrameError,
+    FrameReader,
+    Kind,
+    decode_integer,
+    encode_frame,
+    encode_integer,
+)
+from cadenza_server.execution.runs import Assignment, RunReport
+from cadenza_server.execution.spec import DeviceSpec
+from cadenza_server.model.settings import SECOND
+from cadenza_server.model.words import RunOutcome
+
+START_SECONDS_MAX: Final = 60.0
+"""A worker that is not warm by then is killed and counts as failed."""
+
+BACK_OFF_SECONDS: Final = (0.0, 0.2, 1.0, 5.0, 15.0, 30.0)
+"""How long to wait before the next start after so many failed ones in a row; the last one for all more."""
+
+_THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Run:
+    assignment: Assignment
+    start: float
+    """On the loop's clock, seconds."""
+    limit: asyncio.TimerHandle | None = None
+    hold: asyncio.TimerHandle | None = None
+    worker: "_Worker | None" = None
+    """The one that has it."""
+
+    def disarm(self) -> None:
+        """Cancel its timers."""
+        for timer in (self.limit, self.hold):
+            if timer is not None:
+                timer.cancel()
+
+
+class Device:
+    """One device. All methods are to be called on the event loop that `start` ran on."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: DeviceSpec,
+        *,
+        report: Callable[[RunReport], None],
+        ready: Callable[[str, bool], None],
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self.description = describe_spec(name, spec)
+        """What the device publishes of itself; complete once the first worker has been ready."""
+        self._report = report
+        self._ready = ready
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._active: _Worker | None = None
+        self._spare: _Worker | None = None
+        self._workers: set[_Worker] = set()
+        self._starting: set[asyncio.Task[None]] = set()
+        self._restart: asyncio.TimerHandle | None = None
+        self._run: _Run | None = None
+        self._failures = 0
+        self._is_ready = False
+        self._called = False
+        """The caller is in `stop_run`, and must not be called back before it returns."""
+        self._first = asyncio.Event()
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Start the workers. Returns when the first is warm, or has failed to start; starting goes on behind then."""
+        self._loop = asyncio.get_running_loop()
+        self._start_worker()
+        await self._first.wait()
+
+    def run(self, assignment: Assignment) -> None:
+        """Take one run up; returns at once. Raises `RuntimeError` if another one runs."""
+        if self._run is not None:
+            raise RuntimeError(f"device {self.name} runs {self._run.assignment.job}: one run at a time")
+        loop = self._get_loop()
+        run = self._run = _Run(assignment, loop.time())
+        run.limit = loop.call_later(assignment.limit_ns / SECOND, self._reach_limit, run)
+        self._send()
+
+    def stop_run(self, job: str, attempt: int) -> None:
+        """Stop a run by killing its worker; the spare takes over at once. No report follows. Others are let run."""
+        run = self._run
+        if run is not None and (run.assignment.job, run.assignment.attempt) == (job, attempt):
+            self._called = True
+            self._abandon(run)
+            self._called = False
+
+    async def stop(self) -> None:
+        """End the workers, and what they run, without a report."""
+        self._stopping = True
+        if self._run is not None:
+            self._run.disarm()
+            self._run = None
+        if self._restart is not None:
+            self._restart.cancel()
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        workers = list(self._workers)
+        for worker in workers:
+            worker.kill()
+        await asyncio.gather(*(worker.ended.wait() for worker in workers))
+        self._active = self._spare = None
+
+    # --- runs -------------------------------------------------------------------------------------------------------
+
+    def _send(self) -> None:
+        """Give the waiting run to the warm worker, if there are both."""
+        run, worker = self._run, self._active
+        if run is None or run.worker is not None or worker is None:
+            return
+        run.worker = worker
+        assignment = run.assignment
+        circuits = [part for pair in assignment.circuits.items() for part in pair]
+        worker.write(
+            encode_frame(
+                Kind.RUN,
+                encode_integer(assignment.attempt),
+                encode_integer(assignment.epoch),
+                assignment.program,
+                *circuits,
+            )
+        )
+
+    def _done(self, worker: "_Worker", frame: Frame) -> None:
+        run = self._run
+        attempt, outcome, detail, result, properties = frame.parts
+        if run is None or worker is not run.worker or run.assignment.attempt != decode_integer(attempt):
+            raise FrameError("a result came that nobody waits for")
+        succeeded = outcome == RunOutcome.SUCCEEDED.encode()
+        report = RunReport(
+            device=self.name,
+            job=run.assignment.job,
+            attempt=run.assignment.attempt,
+            outcome=RunOutcome.SUCCEEDED if succeeded else RunOutcome.EXECUTION_ERROR,
+            detail=detail.decode(errors="replace"),
+            result=result if succeeded else None,
+            properties=properties or None,
+        )
+        if not (succeeded and self._hold(run, report)):
+            self._finish(run, report)
+
+    def _hold(self, run: _Run, report: RunReport) -> bool:
+        """Keep the device until the run's least duration is over; False if it is."""
+        least, limit = run.assignment.min_duration_ns, run.assignment.limit_ns
+        loop = self._get_loop()
+        end = run.start + least / SECOND
+        if end <= loop.time():
+            return False
+        if least <= limit and run.limit is not None:
+            run.limit.cancel()
+        run.hold = loop.call_at(end, self._finish, run, report)
+        return True
+
+    def _finish(self, run: _Run, report: RunReport) -> None:
+        run.disarm()
+        if self._run is run:
+            self._run = None
+            self._report(report)
+
+    def _reach_limit(self, run: _Run) -> None:
+        """The run is over: kill its worker, unless it waits for its least duration only."""
+        if self._run is not run:
+            return
+        assignment = run.assignment
+        self._abandon(run)
+        self._report(
+            RunReport(
+                device=self.name,
+                job=assignment.job,
+                attempt=assignment.attempt,
+                outcome=RunOutcome.RAN_TOO_LONG,
+                detail=(
+                    f"the run was stopped when it reached its limit of {assignment.limit_ns / SECOND:g} s: "
+                    "raise max_execution_time, or make the job smaller"
+                ),
+            )
+        )
+
+    def _abandon(self, run: _Run) -> None:
+        """Forget the run, and kill the worker that is busy with it."""
+        run.disarm()
+        self._run = None
+        if run.worker is not None and run.hold is None:
+            run.worker.kill()
+            self._lose(run.worker)
+
+    # --- workers ----------------------------------------------------------------------------------------------------
+
+    def _start_worker(self) -> None:
+        self._restart = None
+        if not self._stopping:
+            task = self._get_loop().create_task(self._launch(), name=f"start a worker of {self.name}")
+            self._starting.add(task)
+            task.add_done_callback(self._starting.discard)
+
+    async def _launch(self) -> None:
+        """Start a process; it is told what it is, and reports by READY."""
+        loop = self._get_loop()
+        ours, theirs = socket.socketpair()
+        worker = _Worker(self, loop)
+        try:
+            with theirs:
+                ours.setblocking(False)
+                # a session of its own: Ctrl-C in the server's terminal is the server's business
+                worker.process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "cadenza_server.execution.worker",
+                    str(theirs.fileno()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                    env=_environment(self.spec),
+                )
+        except BaseException as error:
+            ours.close()
+            if not isinstance(error, OSError):
+                raise
+            _log.error("device %s: a worker cannot be started: %s", self.name, error)
+            self._fail()
+            return
+        self._workers.add(worker)
+        worker.watch()
+        await loop.connect_accepted_socket(lambda: worker, ours)
+        worker.write(encode_frame(Kind.SETUP, self.name.encode(), self.spec.to_json().encode()))
+
+    def _warm(self, worker: "_Worker", frame: Frame) -> None:
+        """A worker has loaded its model."""
+        try:
+            self.description = DeviceDescription.FromString(frame.parts[0])
+        except DecodeError as error:
+            raise FrameError("READY holds no device") from error
+        self._failures = 0
+        worker.is_warm = True
+        if self._active is None:
+            self._promote(worker)
+        elif self._spare is None:
+            self._spare = worker
+        else:
+            worker.kill()
+        self._first.set()
+        self._fill_up()
+
+    def _promote(self, worker: "_Worker") -> None:
+        self._active = worker
+        self._set_ready(True)
+        self._send()
+
+    def _set_ready(self, ready: bool) -> None:
+        if ready is self._is_ready:
+            return
+        self._is_ready = ready
+        if self._called:
+            self._get_loop().call_soon(self._ready, self.name, ready)
+        else:
+            self._ready(self.name, ready)
+
+    def _lose(self, worker: "_Worker") -> None:
+        """A warm worker is gone: the spare takes its place, or the device is not ready. A new spare is started."""
+        if worker is self._spare:
+            self._spare = None
+        elif worker is self._active:
+            self._active, self._spare = self._spare, None
+            self._set_ready(self._active is not None)
+        else:
+            return
+        self._fill_up()
+
+    def _fill_up(self) -> None:
+        """Start a spare if there is none and none is on its way."""
+        coming = self._starting or self._restart or any(not worker.is_warm for worker in self._workers)
+        if self._spare is None and not coming:
+            self._start_worker()
+
+    def _died(self, worker: "_Worker", code: int) -> None:
+        """A worker's process has ended."""
+        self._workers.discard(worker)
+        if self._stopping:
+            return
+        run = self._run
+        if not worker.is_warm:
+            _log.error("device %s: a worker ended before it was ready: %s", self.name, _describe_exit(code))
+            self._fail()
+        elif not worker.killed:
+            _log.warning("device %s: a worker was lost: %s", self.name, _describe_exit(code))
+        if run is not None and run.worker is worker and run.hold is None:
+            self._finish(
+                run,
+                RunReport(
+                    device=self.name,
+                    job=run.assignment.job,
+                    attempt=run.assignment.attempt,
+                    outcome=RunOutcome.WORKER_LOST,
+                    detail=f"the worker was lost: {_describe_exit(code)}",
+                ),
+            )
+
+    def _disconnected(self, worker: "_Worker") -> None:
+        """A worker's socket has closed: it will do nothing more. How it ended is known when its process has."""
+        if self._stopping:
+            return
+        worker.end()
+        self._lose(worker)
+
+    def _fail(self) -> None:
+        """A worker could not be started: try again, later each time."""
+        self._failures += 1
+        self._first.set()
+        if self._restart is None and not self._stopping:
+            delay = BACK_OFF_SECONDS[min(self._failures, len(BACK_OFF_SECONDS) - 1)]
+            _log.error("device %s: %d starts failed in a row; the next in %g s", self.name, self._failures, delay)
+            self._restart = self._get_loop().call_later(delay, self._start_worker)
+
+    def _get_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            raise RuntimeError(f"device {self.name} is not started: call start() first")
+        return self._loop
+
+
+class _Worker(asyncio.Protocol):
+    """The loop's end of a worker: its process, and frames over its socket."""
+
+    def __init__(self, device: Device, loop: asyncio.AbstractEventLoop) -> None:
+        self.process: asyncio.subprocess.Process | None = None
+        self.ended = asyncio.Event()
+        self.is_warm = False
+        self.killed = False
+        self._device = device
+        self._loop = loop
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._patience: asyncio.TimerHandle | None = None
+
+    def watch(self) -> None:
+        """Wait for the end of the process."""
+        self._watching = self._loop.create_task(self._wait())
+        self._patience = self._loop.call_later(START_SECONDS_MAX, self._lose_patience)
+
+    async def _wait(self) -> None:
+        if self.process is None:
+            return
+        code = await self.process.wait()
+        if self._patience is not None:
+            self._patience.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+        # the device hears of the closed socket first, also if the process was noticed first
+        self._device._disconnected(self)
+        self._device._died(self, code)
+        self.ended.set()
+
+    def _lose_patience(self) -> None:
+        if not self.is_warm:
+            _log.error("device %s: a worker was not ready within %g s", self._device.name, START_SECONDS_MAX)
+            self.end()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self.killed:
+            return
+        try:
+            for frame in self._reader.feed(data):
+                self._take(frame)
+        except FrameError as error:
+            _log.error("device %s: a worker sent garbage and is killed: %s", self._device.name, error)
+            if self._transport is not None:
+                self._transport.abort()
+
+    def _take(self, frame: Frame) -> None:
+        if frame.kind == Kind.READY and len(frame.parts) == 1 and not self.is_warm:
+            self._device._warm(self, frame)
+        elif frame.kind == Kind.DONE and len(frame.parts) == 5:
+            self._device._done(self, frame)
+        else:
+            raise FrameError(f"a frame of kind {frame.kind} with {len(frame.parts)} parts came")
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._transport = None
+        self._device._disconnected(self)
+
+    def write(self, data: bytes) -> None:
+        """Send; what a dead worker does not take is lost with it."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def kill(self) -> None:
+        """End the process now; nothing that it still says counts."""
+        self.killed = True
+        self.end()
+
+    def end(self) -> None:
+        """End the process if it has not ended."""
+        if self.process is not None and self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+
+
+def _describe_exit(code: int) -> str:
+    if code >= 0:
+        return f"it exited with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = str(-code)
+    hint = "; it may have run out of memory" if -code == signal.SIGKILL else ""
+    return f"it was killed by signal {name}{hint}"
+
+
+def _environment(spec: DeviceSpec) -> dict[str, str]:
+    """Ours, with the worker's threads: libraries read these variables when they are loaded."""
+    return {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(spec.threads))}

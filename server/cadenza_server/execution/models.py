@@ -1,0 +1,199 @@
+"""What a device is made of, built once a worker: simulator, target, noise and what the device publishes of itself.
+
+Sources: Aer's noise model of a backend (`NoiseModel.from_backend`), Qiskit's `GenericBackendV2`, and IBM's 27-qubit
+heavy-hex coupling map (Falcon processors).
+"""
+
+from typing import Any, Final
+
+from cadenza.v1.device_pb2 import Coupling, Device, DeviceProperties, GateProperties, QubitProperties
+from qiskit import QuantumCircuit
+from qiskit.circuit import ControlFlowOp
+from qiskit.providers.fake_provider import GenericBackendV2
+from qiskit.transpiler import CouplingMap, generate_preset_pass_manager
+from qiskit_aer import AerSimulator
+from qiskit_aer.noise import NoiseModel
+
+from cadenza_server.execution.description import describe_spec
+from cadenza_server.execution.errors import ProgramError
+from cadenza_server.execution.spec import DeviceSpec
+
+# fmt: off
+_FALCON: Final = (
+    (0, 1), (1, 2), (1, 4), (2, 3), (3, 5), (4, 7), (5, 8), (6, 7), (7, 10), (8, 9), (8, 11), (10, 12), (11, 14),
+    (12, 13), (12, 15), (13, 14), (14, 16), (15, 18), (16, 19), (17, 18), (18, 21), (19, 20), (19, 22), (21, 23),
+    (22, 25), (23, 24), (24, 25), (25, 26),
+)
+_AER_GATES: Final = frozenset({
+    "ccx", "ccz", "cp", "crx", "cry", "crz", "cswap", "csx", "cu", "cu1", "cu3", "cx", "cy", "cz", "ecr", "h", "id",
+    "mcp", "mcx", "p", "r", "rx", "rxx", "ry", "ryy", "rz", "rzx", "rzz", "s", "sdg", "swap", "sx", "sxdg", "t", "tdg",
+    "u", "u1", "u2", "u3", "unitary", "x", "y", "z",
+})
+"""Gates that Aer's state vector, density matrix and automatic methods execute as they are."""
+# fmt: on
+_AER_INSTRUCTIONS: Final = frozenset({"measure", "reset", "barrier", "delay"})
+_FREE: Final = frozenset({"barrier"})
+"""Directives: they need no support of the device."""
+
+
+class DeviceModel:
+    """A device's simulator, target and noise. Building it takes up to a second; it is never changed afterwards."""
+
+    def __init__(self, spec: DeviceSpec) -> None:
+        self.spec = spec
+        self.simulator = AerSimulator(method=spec.method, max_parallel_threads=spec.threads)
+        self.backend: Any = None
+        self.noise_model: Any = None
+        self.noise_errors: list[dict[str, Any]] = []
+        """The errors of `noise_model` as Aer's simulator takes them."""
+        self._pass_managers: dict[int, Any] = {}
+        self._aer_gates = _AER_GATES & set(self.simulator.operation_names)
+        if spec.kind == "generic":
+            self.backend = GenericBackendV2(
+                spec.num_qubits,
+                basis_gates=list(spec.basis_gates),
+                coupling_map=_coupling_map(spec),
+                control_flow=True,
+                seed=spec.seed,
+            )
+            if spec.noise:
+                self.noise_model = NoiseModel.from_backend(self.backend)
+                self.noise_errors = self.noise_model.to_dict(serializable=True)["errors"]
+
+    def fit(self, circuit: Any, level: int, *, strict: bool) -> Any:
+        """`circuit` as the device executes it: in its basis and on its qubits. With `strict` it must be so already.
+
+        Raises `ProgramError`.
+        """
+        if strict:
+            self._check_isa(circuit)
+            return circuit
+        if self.backend is None and level <= 1 and self._executes(circuit):
+            return circuit
+        try:
+            return self._pass_manager(level).run(circuit)
+        except Exception as error:
+            raise ProgramError(f"the circuit cannot be transpiled for the device: {error}") from error
+
+    def _executes(self, circuit: Any) -> bool:
+        """Whether Aer without a coupling map takes every instruction as it is."""
+        supported = self._aer_gates | _AER_INSTRUCTIONS
+        return all(name in supported for name in circuit.count_ops())
+
+    def _check_isa(self, circuit: Any) -> None:
+        if self.backend is None:
+            unknown = sorted(set(circuit.count_ops()) - self._aer_gates - _AER_INSTRUCTIONS)
+            if unknown:
+                raise ProgramError(
+                    f"strict_isa: the device does not execute {', '.join(unknown)}: transpile the circuit for it first"
+                )
+            return
+        target = self.backend.target
+        for instruction in circuit.data:
+            operation = instruction.operation
+            if operation.name in _FREE:
+                continue
+            if isinstance(operation, ControlFlowOp):
+                for block in operation.blocks:
+                    self._check_isa_of_block(block, [circuit.find_bit(bit).index for bit in instruction.qubits])
+                continue
+            qubits = tuple(circuit.find_bit(bit).index for bit in instruction.qubits)
+            self._check_supported(target, operation.name, qubits)
+
+    def _check_isa_of_block(self, block: Any, places: list[int]) -> None:
+        for instruction in block.data:
+            operation = instruction.operation
+            if operation.name in _FREE:
+                continue
+            qubits = [places[block.find_bit(bit).index] for bit in instruction.qubits]
+            if isinstance(operation, ControlFlowOp):
+                for inner in operation.blocks:
+                    self._check_isa_of_block(inner, qubits)
+            else:
+                self._check_supported(self.backend.target, operation.name, tuple(qubits))
+
+    def _check_supported(self, target: Any, name: str, qubits: tuple[int, ...]) -> None:
+        if not target.instruction_supported(name, qubits):
+            raise ProgramError(
+                f"strict_isa: the device does not execute {name} on qubits {list(qubits)}: "
+                "transpile the circuit for it first"
+            )
+
+    def _pass_manager(self, level: int) -> Any:
+        """Made once: making one costs more than running it."""
+        if level not in self._pass_managers:
+            self._pass_managers[level] = generate_preset_pass_manager(
+                optimization_level=level,
+                backend=self.backend if self.backend is not None else self.simulator,
+                seed_transpiler=self.spec.seed,
+            )
+        return self._pass_managers[level]
+
+    def describe(self, name: str) -> Device:
+        """What the device publishes of itself; scheduling's part is not set."""
+        spec = self.spec
+        device = describe_spec(name, spec)
+        if self.backend is None:
+            device.basis_gates.extend(sorted(self._aer_gates | {"measure", "reset"}))
+            return device
+        device.basis_gates.extend(self.backend.operation_names)
+        pairs = self.backend.coupling_map.get_edges() if self.backend.coupling_map else ()
+        device.coupling_map.extend(Coupling(first=first, second=second) for first, second in sorted(pairs))
+        device.properties.CopyFrom(self._properties())
+        return device
+
+    def _properties(self) -> DeviceProperties:
+        """The modelled properties, those that the noise is made of."""
+        target = self.backend.target
+        properties = DeviceProperties(dt_s=target.dt)
+        for qubit in range(target.num_qubits):
+            known: Any = target.qubit_properties[qubit]
+            measure = target["measure"][qubit,]
+            properties.qubits.append(
+                QubitProperties(
+                    qubit=qubit,
+                    t1_s=known.t1,
+                    t2_s=known.t2,
+                    frequency_hz=known.frequency,
+                    readout_error=measure.error,
+                    prob_meas1_prep0=measure.error,
+                    prob_meas0_prep1=measure.error,
+                    readout_duration_s=measure.duration,
+                )
+            )
+        for gate in target.operation_names:
+            if gate == "measure":
+                continue
+            by_qubits: dict[Any, Any] = target[gate] or {}
+            for qubits, known in by_qubits.items():
+                if qubits is not None and known is not None:
+                    properties.gates.append(
+                        GateProperties(gate=gate, qubits=qubits, error=known.error, duration_s=known.duration)
+                    )
+        return properties
+
+
+def _coupling_map(spec: DeviceSpec) -> Any:
+    """None: all pairs."""
+    if spec.coupling == "full":
+        return None
+    if spec.coupling == "line":
+        return CouplingMap.from_line(spec.num_qubits)
+    if spec.coupling == "ring":
+        return CouplingMap.from_ring(spec.num_qubits)
+    pairs = _FALCON if isinstance(spec.coupling, str) else spec.coupling
+    both_ways = {(int(a), int(b)) for a, b in pairs} | {(int(b), int(a)) for a, b in pairs}
+    coupling = CouplingMap(sorted(both_ways))
+    for qubit in range(spec.num_qubits):
+        if qubit not in coupling.physical_qubits:
+            coupling.add_physical_qubit(qubit)
+    return coupling
+
+
+def is_measured_at_the_end(circuit: Any) -> bool:
+    """Whether taking the final measurements away would take any."""
+    counts = circuit.count_ops()
+    if "measure" not in counts:
+        return False
+    bare: QuantumCircuit = circuit.remove_final_measurements(inplace=False)
+    return bool(bare.count_ops().get("measure", 0) < counts["measure"])

@@ -1,0 +1,99 @@
+"""A worker process: `python -m cadenza_server.execution.worker FD`.
+
+It reads frames from the socket FD: first what its device is, then one run after the other. It is single-threaded, it
+keeps its device's model and the circuits that it has parsed, and it ends when the socket closes. Whatever a program
+does wrong becomes an answer; only a crash ends the process.
+"""
+
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+from cadenza.v1.circuit_pb2 import Circuit
+from cadenza.v1.program_pb2 import Program
+from google.protobuf.message import DecodeError
+
+from cadenza_server.execution.protocol import Frame, FrameError, FrameSocket, Kind, decode_integer
+from cadenza_server.execution.spec import DeviceSpec
+from cadenza_server.model.words import RunOutcome
+
+_PR_SET_PDEATHSIG = 1
+"""linux/prctl.h"""
+
+
+def main(descriptor: int) -> None:
+    """Serve the socket until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
+    with socket.socket(fileno=descriptor) as sock:
+        frames = FrameSocket(sock)
+        # the server's end may close at any time, and nobody is left to be told
+        with contextlib.suppress(ConnectionError):
+            serve(frames)
+
+
+def serve(frames: FrameSocket) -> None:
+    """Build the device and run what comes."""
+    first = frames.receive()
+    if first is None:
+        return
+    if first.kind != Kind.SETUP:
+        raise FrameError(f"the first frame is of kind {first.kind}: it must be SETUP")
+    name, spec = first.parts[0].decode(), DeviceSpec.from_json(first.parts[1].decode())
+    # imported only now: it takes most of a worker's start, and reading the setup first makes a wrong one fail at once
+    from cadenza_server.execution.executor import make_executor
+
+    executor = make_executor(name, spec)
+    executor.warm_up()
+    # what is loaded stays: the collector need not look at it again
+    gc.collect()
+    gc.freeze()
+    frames.send(Kind.READY, executor.describe().SerializeToString())
+    while (frame := frames.receive()) is not None:
+        if frame.kind != Kind.RUN:
+            raise FrameError(f"a frame of kind {frame.kind} came: only RUN can follow")
+        outcome, detail, result, properties = _run(executor, frame)
+        frames.send(Kind.DONE, frame.parts[0], outcome.encode(), detail.encode(), result, properties)
+
+
+def _run(executor: Any, frame: Frame) -> tuple[RunOutcome, str, bytes, bytes]:
+    from cadenza_server.execution.errors import ProgramError
+
+    attempt, epoch, program, *rest = frame.parts
+    try:
+        circuits = {rest[i]: Circuit.FromString(rest[i + 1]) for i in range(0, len(rest), 2)}
+        executed = executor.execute(
+            Program.FromString(program), circuits, epoch=decode_integer(epoch), attempt=decode_integer(attempt)
+        )
+        properties = b"" if executed.properties is None else executed.properties.SerializeToString()
+        return RunOutcome.SUCCEEDED, "", executed.result.SerializeToString(), properties
+    except ProgramError as error:
+        return RunOutcome.EXECUTION_ERROR, str(error), b"", b""
+    except DecodeError:
+        return RunOutcome.EXECUTION_ERROR, "the program is no cadenza.v1.Program: send a serialised one", b"", b""
+    except MemoryError:
+        detail = "the program needs more memory than there is: use fewer qubits, shots or sets of values"
+        return RunOutcome.EXECUTION_ERROR, detail, b"", b""
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        # a panic in Qiskit's Rust code is no Exception
+        return RunOutcome.EXECUTION_ERROR, f"the program failed: {type(error).__name__}: {error}"[:1000], b"", b""
+
+
+def _die_with_parent() -> None:
+    """Where the platform can: a worker deep in Aer does not see that its socket has closed."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
