@@ -1,0 +1,27 @@
+"""Scenario files on a virtual clock, through the scheduler that the server runs.
+
+`read_scenario` reads one strictly, `simulate` runs it, `differences` compares what came of it with its `expect`, and
+`run_files` does all of it for the command line.
+"""
+
+from cadenza_server.simulation.files import run_files
+from cadenza_server.simulation.outcome import Ran, Rejected, SessionStep, SimulationOutcome, differences
+from cadenza_server.simulation.runner import simulate
+from cadenza_server.simulation.scenario import Behaviour, Scenario, Step, parse_scenario, read_scenario
+from cadenza_server.simulation.tree import ScenarioError
+
+__all__ = [
+    "Behaviour",
+    "Ran",
+    "Rejected",
+    "Scenario",
+    "ScenarioError",
+    "SessionStep",
+    "SimulationOutcome",
+    "Step",
+    "differences",
+    "parse_scenario",
+    "read_scenario",
+    "run_files",
+    "simulate",
+]
