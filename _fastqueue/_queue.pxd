@@ -97,10 +97,11 @@ cdef struct Flight:       # a node's charges in flight
     uint32_t runs
 
 
-cdef struct Block:        # 456 bytes; in a narrow tree 328: it ends before `usage`
+cdef struct Block:        # 464 bytes; in a narrow tree 336: it ends before `usage`
     uint16_t count
     uint16_t height                # 0: leaf
     uint32_t ref[BLOCK_SLOTS]      # leaf: Entry, Job or Session; inner: Block
+    int64_t least                  # of the estimates
     uint64_t order[BLOCK_SLOTS]    # in an inner block a lower bound of the keys behind the slot
     int64_t estimate[BLOCK_SLOTS]  # the least behind the slot
     uint64_t usage[BLOCK_SLOTS]    # usage / shares as an integer of the same order
@@ -146,6 +147,8 @@ cdef struct Device:
     int64_t run_start
     int64_t run_estimate
     double run_charge     # times 2**-State.exponent
+    double run_rate       # K * g(run_start) * 2**-run_half_lives
+    int64_t run_half_lives
 
 
 cdef struct State:

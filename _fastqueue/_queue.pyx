@@ -213,26 +213,42 @@ cdef struct Path:
     int last                 # the leaf's level, counted from the root
 
 
-cdef inline int block_find(Block *b, bint wide, uint64_t usage, uint64_t order) noexcept nogil:
-    """How many of the block's keys are smaller."""
-    cdef int i
-    cdef int found = 0
-    cdef int count = b.count
+cdef inline bint key_less(Block *b, bint wide, int i, uint64_t usage, uint64_t order) noexcept nogil:
+    """Whether the key of slot i is smaller. (Without a branch: where a key falls cannot be foretold.)"""
     if wide:
-        for i in range(count):
-            found += (b.usage[i] < usage) | ((b.usage[i] == usage) & (b.order[i] < order))
-    else:
-        for i in range(count):
-            found += b.order[i] < order
-    return found
+        return (b.usage[i] < usage) | ((b.usage[i] == usage) & (b.order[i] < order))
+    return b.order[i] < order
 
 
-cdef inline int64_t block_least(Block *b) noexcept nogil:
+cdef inline int block_find(Block *b, bint wide, int first, uint64_t usage, uint64_t order) noexcept nogil:
+    """The first slot from `first` on whose key is not smaller."""
+    cdef int rest = b.count - first
+    cdef int half
+    while rest > 1:
+        half = rest >> 1
+        first += half if key_less(b, wide, first + half - 1, usage, order) else 0
+        rest -= half
+    if rest == 1:
+        first += key_less(b, wide, first, usage, order)
+    return first
+
+
+cdef inline void block_renew(Block *b) noexcept nogil:
     cdef int64_t least = FOREVER
     cdef int i
     for i in range(b.count):
         least = b.estimate[i] if b.estimate[i] < least else least
-    return least
+    b.least = least
+
+
+cdef inline void block_estimate(Block *b, int i, int64_t estimate) noexcept nogil:
+    """Change the estimate of slot i."""
+    cdef int64_t old = b.estimate[i]
+    b.estimate[i] = estimate
+    if estimate <= b.least:
+        b.least = estimate
+    elif old == b.least:
+        block_renew(b)
 
 
 cdef inline void tree_seek(
@@ -243,18 +259,14 @@ cdef inline void tree_seek(
     cdef int i
     cdef Block *b = block_at(q, wide, root)
     while b.height:
-        i = 1
-        while i < b.count and (
-            (b.usage[i] < usage or (b.usage[i] == usage and b.order[i] <= order)) if wide else b.order[i] <= order
-        ):
-            i += 1
+        i = block_find(b, wide, 1, usage, order + 1) - 1
         path.block[level] = root
-        path.slot[level] = i - 1
+        path.slot[level] = i
         level += 1
-        root = b.ref[i - 1]
+        root = b.ref[i]
         b = block_at(q, wide, root)
     path.block[level] = root
-    path.slot[level] = block_find(b, wide, usage, order)
+    path.slot[level] = block_find(b, wide, 0, usage, order)
     path.last = level
 
 
@@ -263,12 +275,12 @@ cdef inline void tree_renew(State *q, bint wide, Path *path, int level) noexcept
     cdef int64_t least
     cdef Block *above
     while level:
-        least = block_least(block_at(q, wide, path.block[level]))
+        least = block_at(q, wide, path.block[level]).least
         level -= 1
         above = block_at(q, wide, path.block[level])
         if above.estimate[path.slot[level]] == least:
             return
-        above.estimate[path.slot[level]] = least
+        block_estimate(above, path.slot[level], least)
 
 
 cdef inline void block_shift(Block *b, bint wide, int to, int first, int count) noexcept nogil:
@@ -305,12 +317,17 @@ cdef inline void block_open(
     block_shift(b, wide, i + 1, i, b.count - i)
     block_set(b, wide, i, usage, order, estimate, ref)
     b.count += 1
+    if estimate < b.least:
+        b.least = estimate
 
 
 cdef inline void block_close(Block *b, bint wide, int i) noexcept nogil:
     """Take slot i out."""
+    cdef int64_t estimate = b.estimate[i]
     b.count -= 1
     block_shift(b, wide, i, i + 1, b.count - i)
+    if estimate == b.least:
+        block_renew(b)
 
 
 cdef void tree_insert(
@@ -326,8 +343,8 @@ cdef void tree_insert(
     if root[0] == 0:
         root[0] = pool_take(pool)
         b = block_at(q, wide, root[0])
-        block_set(b, wide, 0, usage, order, estimate, ref)
-        b.count = 1
+        b.least = FOREVER
+        block_open(b, wide, 0, usage, order, estimate, ref)
         return
     tree_seek(q, wide, root[0], usage, order, &path)
     level = path.last
@@ -351,6 +368,8 @@ cdef void tree_insert(
         block_copy(right, wide, 0, b, kept, BLOCK_SLOTS - kept)
         right.count = BLOCK_SLOTS - kept
         b.count = kept
+        block_renew(right)
+        block_renew(b)
         if at_end or i > kept:
             block_open(right, wide, i - kept, usage, order, estimate, ref)
         else:
@@ -358,20 +377,20 @@ cdef void tree_insert(
         # The new block is the next slot to insert, one level up.
         usage = right.usage[0] if wide else 0
         order = right.order[0]
-        estimate = block_least(right)
+        estimate = right.least
         ref = new
         if level == 0:
             new = pool_take(pool)
             b = block_at(q, wide, new)
             right = block_at(q, wide, path.block[0])
             b.height = right.height + 1
-            b.count = 2
-            block_set(b, wide, 0, 0, 0, block_least(right), path.block[0])
-            block_set(b, wide, 1, usage, order, estimate, ref)
+            b.least = FOREVER
+            block_open(b, wide, 0, 0, 0, right.least, path.block[0])
+            block_open(b, wide, 1, usage, order, estimate, ref)
             root[0] = new
             return
         level -= 1
-        block_at(q, wide, path.block[level]).estimate[path.slot[level]] = block_least(b)
+        block_estimate(block_at(q, wide, path.block[level]), path.slot[level], b.least)
         i = path.slot[level] + 1
 
 
@@ -419,7 +438,8 @@ cdef void tree_close(State *q, bint wide, uint32_t *root, Path *path) noexcept n
                         right.usage[0] = above.usage[other]
                 block_copy(left, wide, left.count, right, 0, right.count)
                 left.count += right.count
-                above.estimate[at] = block_least(left)
+                block_renew(left)
+                block_estimate(above, at, left.least)
                 pool_give(pool, above.ref[other])
                 i = other
                 level -= 1
@@ -446,12 +466,12 @@ cdef void tree_move(
     b = block_at(q, True, path.block[path.last])
     i = path.slot[path.last]
     ref = b.ref[i]
+    block_estimate(b, i, estimate)
     if usage == old_usage and order == old_order:
-        b.estimate[i] = estimate
         tree_renew(q, True, &path, path.last)
         return
     # Where the key lands between others of the same block (or there is but one block), it moves within it.
-    to = block_find(b, True, usage, order)
+    to = block_find(b, True, 0, usage, order)
     if (to > 0 and to < b.count) or path.last == 0:
         if to > i:
             to -= 1
@@ -463,6 +483,21 @@ cdef void tree_move(
         return
     tree_close(q, True, root, &path)
     tree_insert(q, True, root, usage, order, estimate, ref)
+
+
+cdef void tree_close_first(State *q, bint wide, uint32_t *root) noexcept nogil:
+    """Take out the first slot of the tree."""
+    cdef Path path
+    cdef uint32_t index = root[0]
+    path.last = 0
+    while True:
+        path.block[path.last] = index
+        path.slot[path.last] = 0
+        if block_at(q, wide, index).height == 0:
+            break
+        index = block_at(q, wide, index).ref[0]
+        path.last += 1
+    tree_close(q, wide, root, &path)
 
 
 cdef inline Block *tree_first(State *q, bint wide, uint32_t root) noexcept nogil:
@@ -622,23 +657,49 @@ cdef void rebuild_from(State *q, Entry *account, uint32_t index) noexcept nogil:
     pool_give(&q.wide, index)
 
 
-cdef double charge_cost(State *q, int64_t start, int64_t duration) noexcept nogil:
-    """The integral of g over [start, start + duration], times 2**-exponent (6). May move the exponent."""
+cdef inline double charge_rate(State *q, int64_t start, int64_t *n) noexcept nogil:
+    """K * g(start) but for the factor 2**n."""
+    n[0] = start // q.half_life
+    return q.k * exp2(cadenza_fraction(start - n[0] * q.half_life, q.half_life))
+
+
+cdef inline double charge_piece(State *q, double rate, int64_t n, int64_t duration) noexcept nogil:
+    """The cost of `duration` at a rate, times 2**-exponent. A product with 2**n is rounded as `ldexp` rounds."""
+    cdef double power
+    cdef uint64_t bits
+    n -= q.exponent
+    if n < -1022:
+        return ldexp(rate * expm1((<double>duration / 1e9) / q.k), <int>(n if n > -5000 else -5000))
+    bits = <uint64_t>(n + 1023) << 52
+    memcpy(&power, &bits, sizeof(power))
+    return rate * expm1((<double>duration / 1e9) / q.k) * power
+
+
+cdef inline void charge_prepare(State *q, int64_t start, int64_t duration) noexcept nogil:
+    """Move the exponent if the end of a charge is far from it."""
     cdef int64_t last = <int64_t>((<uint64_t>start + <uint64_t>duration) // <uint64_t>q.half_life)
-    cdef int64_t n, r
     if last - q.exponent > EXPONENTS_MAX:
         renormalise(q, last - q.exponent - EXPONENTS_KEPT)
+
+
+cdef double charge_cost(State *q, int64_t start, int64_t duration) noexcept nogil:
+    """The integral of g over [start, start + duration], times 2**-exponent (6). May move the exponent."""
+    cdef int64_t n
+    cdef double rate
+    charge_prepare(q, start, duration)
     if duration // q.half_life >= CHARGE_HALF_LIVES_MAX:
         start += duration - CHARGE_HALF_LIVES_MAX * q.half_life
         duration = CHARGE_HALF_LIVES_MAX * q.half_life
-    n = start // q.half_life
-    r = start - n * q.half_life
-    n -= q.exponent
-    if n < -5000:
-        n = -5000
-    return ldexp(
-        (q.k * exp2(cadenza_fraction(r, q.half_life))) * expm1((<double>duration / 1e9) / q.k), <int>n
-    )
+    rate = charge_rate(q, start, &n)
+    return charge_piece(q, rate, n, duration)
+
+
+cdef double run_cost(State *q, Device *d, int64_t duration) noexcept nogil:
+    """charge_cost from the start of a run, whose rate is known."""
+    if duration // q.half_life >= CHARGE_HALF_LIVES_MAX:
+        return charge_cost(q, d.run_start, duration)
+    charge_prepare(q, d.run_start, duration)
+    return charge_piece(q, d.run_rate, d.run_half_lives, duration)
 
 
 # --- entries ----------------------------------------------------------------------------------------------------------
@@ -653,7 +714,7 @@ cdef inline uint64_t entry_seq(State *q, Entry *e, Node *n) noexcept nogil:
 
 
 cdef inline int64_t entry_least(State *q, Entry *e, Node *n) noexcept nogil:
-    return block_least(block_at(q, (n.flags & FLAG_ACCOUNT) != 0, e.root))
+    return block_at(q, (n.flags & FLAG_ACCOUNT) != 0, e.root).least
 
 
 cdef inline uint32_t entry_below(State *q, uint32_t node, uint32_t device) noexcept nogil:
@@ -1098,6 +1159,7 @@ cdef int64_t queue_pick(State *q, uint32_t device, int64_t now) except? -9 nogil
     cdef Device *d = device_at(q, device)
     cdef uint32_t found
     cdef Context c
+    cdef Block *b
     if now > d.clock:
         if d.lapses:
             expire(q, device, now)
@@ -1109,7 +1171,14 @@ cdef int64_t queue_pick(State *q, uint32_t device, int64_t now) except? -9 nogil
     found = fair_pick(q, device, now, -1, &c)
     if found == 0:
         return -1
-    return candidate_job(q, found)
+    if d.next_start != FOREVER:
+        return candidate_job(q, found)
+    b = tree_first(q, False, entry_at(q, c.entry).root)
+    if b.order[0] & (KEY_SESSION | KEY_SECOND):
+        return candidate_job(q, found)
+    q.picked = found
+    q.picked_entry = c.entry
+    return found
 
 
 # --- changes ----------------------------------------------------------------------------------------------------------
@@ -1117,6 +1186,7 @@ cdef int64_t queue_pick(State *q, uint32_t device, int64_t now) except? -9 nogil
 cdef inline int reserve(State *q) except -1 nogil:
     """Memory for one change, so that nothing fails halfway."""
     cdef uint64_t blocks = <uint64_t>BLOCKS_KEPT * (q.devices.used + 1)
+    q.picked = 0
     if not pool_has(&q.jobs, 4):
         pool_reserve(&q.jobs, 4)
     if not pool_has(&q.extras, DEPTH_MAX):
@@ -1297,15 +1367,25 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
     cdef Node *n
     cdef Flight *flight
     cdef Before before
-    cdef uint32_t user, device, owner, entry = 0, done = NO_DEVICE
+    cdef Block *b
+    cdef uint32_t user, device, owner, entry, picked, done = NO_DEVICE
     cdef int64_t estimate
     cdef uint8_t kind
     cdef double charge
+    picked = q.picked
+    entry = q.picked_entry
     reserve(q)
-    j = job_at(q, job)
-    kind = j.kind
-    owner = j.owner
-    estimate = j.estimate
+    if job == picked:
+        # The pick has just been here: its job is the first candidate of its user.
+        kind = FAIR_SHARE
+        owner = entry
+        b = tree_first(q, False, entry_at(q, entry).root)
+        estimate = b.estimate[0]
+    else:
+        j = job_at(q, job)
+        kind = j.kind
+        owner = j.owner
+        estimate = j.estimate
     if kind == CALIBRATION:
         d = device_at(q, owner)
         queue_remove(q, job)
@@ -1314,7 +1394,6 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
         d.run_start = now
         d.run_charge = 0.0
         return 0
-    charge = charge_cost(q, now, estimate)
     if kind == FAIR_SHARE:
         entry = owner
         user = entry_node(q, entry)
@@ -1327,11 +1406,14 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
         d = device_at(q, device)
         session_job_remove(q, job)
         session_stand(q, owner)
+    charge_prepare(q, now, estimate)
+    d.run_rate = charge_rate(q, now, &d.run_half_lives)
+    d.run_start = now
+    charge = run_cost(q, d, estimate)
     keys_note(q, user, old_keys)
     d.busy = True
     d.run_calibration = False
     d.run_user = user
-    d.run_start = now
     d.run_estimate = estimate
     d.run_charge = charge
     n = node_at(q, user)
@@ -1346,7 +1428,11 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
         n = node_at(q, n.parent)
     if kind == FAIR_SHARE:
         begin(q, entry, &before)
-        candidate_remove(q, d, entry_at(q, entry), job)
+        if job == picked:
+            d.disorder -= (b.order[0] >> 50) != 100
+            tree_close_first(q, False, &entry_at(q, entry).root)
+        else:
+            candidate_remove(q, d, entry_at(q, entry), job)
         lift(q, entry, &before, old_keys)
         done = device
     job_give(q, job)
@@ -1390,7 +1476,7 @@ cdef int queue_finish(State *q, uint32_t device, int64_t now) except -1 nogil:
     cdef double cost = 0.0
     reserve(q)
     if not d.run_calibration and now != d.run_start:
-        cost = charge_cost(q, d.run_start, now - d.run_start)
+        cost = run_cost(q, d, now - d.run_start)
     return queue_end(q, device, cost)
 
 
@@ -1419,7 +1505,7 @@ cdef int queue_double(State *q, uint32_t device) except -1 nogil:
     cdef double charge, change
     reserve(q)
     d = device_at(q, device)
-    charge = charge_cost(q, d.run_start, 2 * d.run_estimate)
+    charge = run_cost(q, d, 2 * d.run_estimate)
     d.run_estimate *= 2
     change = charge - d.run_charge
     d.run_charge = charge
