@@ -85,7 +85,7 @@ def _wrong(name: str, sentence: str) -> OptionError:
 def _explain_unknown(name: str, names: Sequence[str]) -> str:
     if name in _ELSEWHERE:
         return "exists in qiskit_ibm_runtime, but has no meaning on these devices: leave it out"
-    close = difflib.get_close_matches(name, names, n=3)
+    close = [known for known in names if name and name in known] or difflib.get_close_matches(name, names, n=3)
     meant = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     return f"there is no such option; {meant}There are {', '.join(names)}"
 
