@@ -20,6 +20,7 @@ from cadenza_server.model.commands import (
     CreateReservation,
     CreateSession,
     DeleteReservation,
+    Resumed,
     RunEnded,
     SetPriority,
     SetShares,
@@ -49,6 +50,7 @@ JOB_STATES: Final = {
     RunOutcome.RAN_TOO_LONG: "CANCELLED",
     RunOutcome.CANCELLED: "CANCELLED",
     RunOutcome.WORKER_LOST: "WORKER_LOST",
+    RunOutcome.PUT_BACK: "PUT_BACK",
 }
 
 
@@ -96,6 +98,9 @@ class Environment:
             deadline = self.scheduler.next_deadline()
             instants += [] if deadline is None else [deadline]
             now = min(instants, default=None)
+            for at, event in self.events:
+                if "resume" in event and now is not None and to_ns(event["down_from"]) < now < at:
+                    now = at  # the server is down
             if now is None or (self.until is not None and now > self.until):
                 break
             self.step(now)
@@ -110,6 +115,13 @@ class Environment:
 
     def step(self, now: int) -> None:
         commands: list[Command] = []
+        if self.events and self.events[0][0] == now and "resume" in self.events[0][1]:
+            event = self.events.pop(0)[1]
+            if event["restore"]:
+                self.scheduler = Scheduler.restore(self.scheduler.state(), remember_final=True)
+            for running in self.running.values():
+                running.ends_at = -1  # it was interrupted: no end is ever reported
+            commands.append(Resumed(down_from=to_ns(event["down_from"])))
         for device, run in list(self.running.items()):
             if run.ends_at == now:
                 commands.append(RunEnded(device=device, job=run.job, attempt=run.attempt, outcome=run.outcome))

@@ -219,6 +219,7 @@ class Law:
         self.changes: dict[str, list[dict[str, Any]]] = {}
         self.charged: Counter[str] = Counter()
         self.rejected: list[dict[str, Any]] = []
+        self.refused: list[Mapping[str, Any]] = []
         self.counts: Counter[str] = Counter()
 
     # --- one instant (2) ---------------------------------------------------------------------------------------------
@@ -240,10 +241,17 @@ class Law:
         instants = [at for at, _ in self.events[:1]]
         instants += [device.run.ends_at for device in self.devices.values() if device.run]
         instants += [deadline.due for deadline in self.deadlines()]
-        return min(instants, default=None)
+        instant = min(instants, default=None)
+        for at, event in self.events:
+            if "resume" in event and instant is not None and to_ns(event["down_from"]) < instant < at:
+                instant = at  # nobody is there to handle it
+        return instant
 
     def handle_instant(self) -> None:
         things: list[str] = []
+        if self.events and self.events[0][0] == self.now and "resume" in self.events[0][1]:  # before any other (10)
+            self.resume(self.events.pop(0)[1])
+            self.look_at_clocks()
         for device in self.devices.values():  # they are in the order of their names
             if device.run and device.run.ends_at == self.now:
                 self.end_run(device, device.run.outcome)
@@ -595,9 +603,11 @@ class Law:
         device.run = None
         if job.job_class != "CALIBRATION":
             self.charge_in_flight(job.user, -run.charge)
-            if outcome != "WORKER_LOST":
+            if outcome not in ("WORKER_LOST", "PUT_BACK"):
                 self.settle(job.user, run.start, self.now - run.start)
-        if outcome == "WORKER_LOST":
+        if outcome == "PUT_BACK":
+            self.return_to_queue(job)
+        elif outcome == "WORKER_LOST":
             job.lost += 1
             if job.lost == device.settings["max_attempts"]:
                 self.finish(job, "WORKER_LOST")
@@ -607,7 +617,7 @@ class Law:
             reasons = {"SUCCEEDED": None, "CANCELLED": "CANCELLED_BY_USER"}
             self.finish(job, reasons.get(outcome, outcome))
         run.record["end"] = to_seconds(self.now)
-        run.record["outcome"] = "WORKER_LOST" if outcome == "WORKER_LOST" else job.state
+        run.record["outcome"] = outcome if outcome in ("WORKER_LOST", "PUT_BACK") else job.state
         if job.session is not None and outcome != "CANCELLED":  # a cancel looks at it itself, after the first-job rule
             self.close_if_done(job.session)
 
@@ -731,9 +741,11 @@ class Law:
 
     def expire(self, session: Session) -> None:
         """5.5, at the expiry or when an active batch fits nothing."""
+        assert session.expires_at is not None
+        expiry = min(session.expires_at, self.now)  # after a restart it can be overdue
         self.close(session, "EXPIRED")
         if session.device.settings["on_expiry"] == "FAIR_SHARE":
-            session.cache_deadline = self.now + session.device.settings["session_cache_ttl"]
+            session.cache_deadline = expiry + session.device.settings["session_cache_ttl"]
             self.sweep(session, "FAIR_SHARE")
         else:
             self.sweep(session, "SESSION_EXPIRED")
@@ -777,6 +789,7 @@ class Law:
         except Refused as refused:
             code = str(refused)
             self.rejected.append({"at": to_seconds(self.now), "event": event[verb], "code": code})
+            self.refused.append(event)
             self.note(f"refused {verb}: {code}")
 
     def submit(self, event: Mapping[str, Any]) -> None:
@@ -933,10 +946,23 @@ class Law:
 
     def delete_reservation(self, event: Mapping[str, Any]) -> None:
         reservation = self.found(self.reservations, event["delete_reservation"])
-        if reservation.state == "OVER":
-            raise Refused("NOT_FOUND")
+        refuse_if(reservation.state == "OVER", "PRECONDITION")
         self.note(f"8: a reservation is deleted that is {reservation.state}")
         self.end_reservation(reservation)
+
+    def resume(self, event: Mapping[str, Any]) -> None:
+        """10: interrupted runs go back; idle clocks and automatic calibrations move by the time that it was down."""
+        down = self.now - to_ns(event["down_from"])
+        self.note("10: restart")
+        for session in self.sessions.values():
+            if session.idle_from is not None:
+                session.idle_from += down
+                self.note("10: idle clock moves")
+        for device in self.devices.values():
+            device.last_calibration += down
+            if device.run is not None:
+                self.note("10: run put back")
+                self.end_run(device, "PUT_BACK")
 
     # --- checks ------------------------------------------------------------------------------------------------------
 

@@ -24,8 +24,9 @@ BROKEN_PATHS = ("", "lab//alice", "lab/al ice", "/lab", "lab/alice/", "a/b/c/d/e
 class Maker:
     """Makes one scenario."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, beyond_files: bool) -> None:
         self.random = random.Random(seed)
+        self.beyond_files = beyond_files
         self.seed = seed
         self.now = 0.0
         self.made = 0
@@ -67,7 +68,7 @@ class Maker:
         self.law = Law({**scenario, "events": []})
         pause = r.choice((0.15, 0.3, 0.45, 0.6))
         for _ in range(r.choice((8, 16, 30, 45))):
-            burst = [{"at": self.at(), **event} for event in self.burst()]
+            burst = [{"at": self.at(), **event} for event in self.burst()]  # a restart has moved the time
             self.law.events += [(to_ns(event["at"]), event) for event in burst]
             events += burst
             if self.chance(pause):
@@ -110,7 +111,7 @@ class Maker:
             "limit": [self.length(3, 5, 8, 10, 20)],
             "max_attempts": [1, 2, 3],
             "default_estimate": [self.length(1, 2, 5)],
-            "calibration_duration": [self.length(1, 2, 3, 5)],
+            "calibration_duration": [self.length(1, 2, 3, 5, 12)],
         }
         rate = r.choice((0.3, 0.6, 0.9))
         for key, values in choices.items():
@@ -118,7 +119,7 @@ class Maker:
                 settings[key] = r.choice(values)
         if self.chance(0.4 if "calibrations" in self.themes else 0.1):
             settings["calibration_interval"] = self.length(1, 3, 5, 10, 20, 20)
-            settings.setdefault("calibration_duration", self.length(1, 2, 3))
+            settings.setdefault("calibration_duration", self.length(1, 2, 3, 12))
         return settings
 
     # --- events ------------------------------------------------------------------------------------------------------
@@ -181,6 +182,9 @@ class Maker:
             self.wind_up: 14 if "closes" in themes else 4,
             self.nonsense: 4,
         }
+        if self.beyond_files:
+            kinds |= {self.set_priority: 5 if self.jobs else 0, self.set_shares: 4, self.resume: 4}
+            kinds[self.delete_reservation] = 4 if self.reservations else 0
         return self.random.choices(list(kinds), list(kinds.values()))[0]()
 
     def device(self) -> str:
@@ -325,6 +329,26 @@ class Maker:
         pending = {"pending": self.random.choice(("DRAIN", "DRAIN", "FAIL_QUEUED"))} if self.chance(0.7) else {}
         return {"close_session": name, **pending, **asker}
 
+    def set_priority(self) -> dict[str, Any]:
+        queued = [job.name for job in self.law.jobs.values() if job.state == "QUEUED"]
+        name = self.random.choice(queued if queued and self.chance(0.8) else self.jobs)
+        priority = self.random.choice((-100, -1, 0, 1, 2, 100))
+        return {"set_priority": name, "priority": priority, **self.asker(self.owner.get(name))}
+
+    def set_shares(self) -> dict[str, Any]:
+        path = self.random.choice([*self.users, *ACCOUNTS, "lab//x"])
+        return {"set_shares": path, "shares": self.random.choice((1, 2, 3, 0.5, 10, 0, -1))}
+
+    def delete_reservation(self) -> dict[str, Any]:
+        return {"delete_reservation": self.random.choice(self.reservations)[0]}
+
+    def resume(self) -> dict[str, Any]:
+        """The server was down for a while; half of the times the scheduler is made anew from its state."""
+        self.law.play_before(to_ns(self.now) + 1)
+        down_from = self.at()
+        self.now += self.length(1, 2, 3, 5, 8)
+        return {"resume": self.name("u"), "down_from": down_from, "restore": self.chance(0.5)}
+
     def nonsense(self) -> dict[str, Any]:
         """A command that is (nearly always) refused, sometimes for several reasons at once."""
         r = self.random
@@ -373,9 +397,10 @@ class Maker:
         return event
 
 
-def make_scenario(seed: int) -> dict[str, Any]:
-    """The scenario of this seed: always the same."""
-    return Maker(seed).make()
+def make_scenario(seed: int, beyond_files: bool = False) -> dict[str, Any]:
+    """The scenario of this seed: always the same. `beyond_files`: also with what the server can be asked, but no
+    scenario file can say: other priorities and shares, deleted reservations, restarts."""
+    return Maker(seed, beyond_files).make()
 
 
 class _Flow(yaml.SafeDumper):
