@@ -86,7 +86,6 @@ class Server:
     def __init__(self, config: Config, *, clock: Clock | None = None, ids: Ids | None = None) -> None:
         self._config = config
         self._clock = clock or SystemClock()
-        self._ids = ids or TimeOrderedIds(self._clock, random.SystemRandom())
         self._grpc: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
         self.address = config.listen
@@ -94,7 +93,7 @@ class Server:
             store=Store(config.data_dir),
             devices={name: _plan(name, device) for name, device in config.devices.items()},
             clock=self._clock,
-            ids=self._ids,
+            ids=ids or TimeOrderedIds(self._clock, random.SystemRandom()),
             shares=dict(config.shares),
             half_life=config.half_life,
         )
@@ -148,7 +147,6 @@ class Server:
         )
         scope = Scope(
             self.engine,
-            self._ids,
             {name: _facts(name, device) for name, device in config.devices.items()},
             {name: device.settings for name, device in config.devices.items()},
         )

@@ -52,3 +52,5 @@ def set_up_logs(form: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    # gRPC's own debugging says one thing a call, and nothing about ours.
+    logging.getLogger("grpc").setLevel(max(root.level, logging.INFO))

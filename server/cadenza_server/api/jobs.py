@@ -97,7 +97,7 @@ class JobSubmitter:
             job_class = JobClass.CALIBRATION
         limit = spec.HasField("max_execution_time")
         command = SubmitJob(
-            job=name or self._scope.ids.make("job"),
+            job=name,
             caller=caller,
             job_class=job_class,
             device=device,
@@ -127,9 +127,9 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
         key = make_key(caller, "SubmitJob", request.request_id, request) if request.request_id else None
         try:
             command, content = await self._submitter.prepare(request.job, caller)
+            (view,) = await self._engine.submit((command,), (content,), key)
         except Refusal as refusal:
-            raise moved(refusal, "job") from None
-        (view,) = await self._engine.submit((command,), (content,), key)
+            raise moved(refusal, "job") if refusal.field is not None else refusal from None
         return job_service_pb2.SubmitJobResponse(job=to_job(view))
 
     async def SubmitJobs(
@@ -149,7 +149,12 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
                 raise moved(refusal, f"jobs[{index}]") from None
             commands.append(command)
             contents.append(content)
-        views = await self._engine.submit(commands, contents, key)
+        try:
+            views = await self._engine.submit(commands, contents, key)
+        except Refusal as refusal:
+            if refusal.field is not None and not refusal.field.startswith("jobs["):
+                raise moved(refusal, "jobs[0]") from None
+            raise
         answer = job_service_pb2.SubmitJobsResponse()
         for view in views:
             answer.jobs.add(job_id=view.job, seq=view.seq)

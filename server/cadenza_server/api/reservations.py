@@ -25,7 +25,6 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
     """Reservations."""
 
     def __init__(self, scope: Scope) -> None:
-        self._scope = scope
         self._engine = scope.engine
 
     async def CreateReservation(
@@ -44,7 +43,7 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
                 f"it has {len(request.description)} characters: {DESCRIPTION_LENGTH_MAX} are allowed",
             )
         command = CreateReservation(
-            reservation=check_new_id(request.reservation_id, "reservation_id") or self._scope.ids.make("reservation"),
+            reservation=check_new_id(request.reservation_id, "reservation_id"),
             caller=caller,
             device=request.device,
             holder=check_user(request.holder, "holder"),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from cadenza_server.api.programs import DeviceFacts
-from cadenza_server.engine import Engine, Ids
+from cadenza_server.engine import Engine
 from cadenza_server.model.commands import Caller
 from cadenza_server.model.errors import not_found
 from cadenza_server.model.paths import covers
@@ -18,10 +18,9 @@ class Scope:
     """The engine with what the skin has to know beside it. A session's device never changes, so it is remembered."""
 
     def __init__(
-        self, engine: Engine, ids: Ids, facts: Mapping[str, DeviceFacts], settings: Mapping[str, DeviceSettings]
+        self, engine: Engine, facts: Mapping[str, DeviceFacts], settings: Mapping[str, DeviceSettings]
     ) -> None:
         self.engine = engine
-        self.ids = ids
         self.settings = settings
         self._facts = facts
         self._devices: OrderedDict[str, str] = OrderedDict()

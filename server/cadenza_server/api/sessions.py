@@ -51,7 +51,7 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         if request.HasField("interactive_ttl"):
             idle = check_length(request.interactive_ttl, "interactive_ttl", zero=True)
         command = CreateSession(
-            session=check_new_id(request.session_id, "session_id") or self._scope.ids.make("session"),
+            session=check_new_id(request.session_id, "session_id"),
             caller=caller,
             device=request.device,
             mode=find_word(request.mode, SESSION_MODES, "mode") or SessionMode.DEDICATED,
