@@ -1,11 +1,6 @@
-"""The asyncio shell around the scheduler: one writer, watches, reads. What other parts may use is listed here.
+"""The asyncio shell around the scheduler: one writer, watches, reads. What other parts may use is listed here."""
 
-Results that ride on notices are at most `INLINE_RESULT_BYTES_MAX` long.
-"""
-
-from typing import Final
-
-from cadenza_server.engine.engine import Device, DevicePlan, Engine
+from cadenza_server.engine.engine import Engine, Estimate
 from cadenza_server.engine.ids import Ids, TimeOrderedIds
 from cadenza_server.engine.notices import (
     Change,
@@ -22,7 +17,9 @@ from cadenza_server.engine.notices import (
     SessionJobsReleased,
     SessionSnapshot,
 )
+from cadenza_server.engine.recorder import INLINE_RESULT_BYTES_MAX
 from cadenza_server.engine.views import DeviceView, JobContent, RequestKey, UsageView
+from cadenza_server.engine.writer import Device, DevicePlan
 from cadenza_server.store.views import (
     JobCounts,
     JobFilter,
@@ -38,8 +35,6 @@ from cadenza_server.store.views import (
     SessionView,
 )
 
-INLINE_RESULT_BYTES_MAX: Final = 64 * 1024
-
 __all__ = [
     "INLINE_RESULT_BYTES_MAX",
     "Change",
@@ -47,6 +42,7 @@ __all__ = [
     "DevicePlan",
     "DeviceView",
     "Engine",
+    "Estimate",
     "Ids",
     "JobAccepted",
     "JobContent",

@@ -1,19 +1,41 @@
-"""The asyncio shell: one writer that turns calls, run reports and time into commands, and events into everything else.
+"""The engine as others see it: commands with idempotency, watches, reads. It decides nothing."""
 
-(The bodies follow; the surface stands.)
-"""
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar, cast
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from sqlalchemy import Connection
 
 from cadenza_server.clock import Clock
+from cadenza_server.engine import event_json, history
 from cadenza_server.engine.ids import Ids
-from cadenza_server.engine.notices import Notice
+from cadenza_server.engine.notices import JobEnded, JobSnapshot, Notice, SessionSnapshot
+from cadenza_server.engine.recorder import INLINE_RESULT_BYTES_MAX, Published, accepted_view
 from cadenza_server.engine.views import DeviceView, JobContent, RequestKey, UsageView
-from cadenza_server.model.commands import Caller, Command, SubmitJob
+from cadenza_server.engine.watches import Watches
+from cadenza_server.engine.writer import Device, DevicePlan, Stage, Writer, stopping, store_unavailable
+from cadenza_server.model.commands import (
+    Caller,
+    CancelJob,
+    CancelSession,
+    CloseSession,
+    Command,
+    CreateReservation,
+    CreateSession,
+    DeleteReservation,
+    SetPriority,
+    SubmitJob,
+    SubmitJobs,
+)
+from cadenza_server.model.errors import Code, Refusal, not_found
 from cadenza_server.model.events import Event
-from cadenza_server.model.settings import HALF_LIFE_DEFAULT, DeviceSettings
+from cadenza_server.model.settings import HALF_LIFE_DEFAULT, SECOND
+from cadenza_server.model.words import JobState, SessionState
+from cadenza_server.scheduling.shares import NodeKind
+from cadenza_server.store import StoreError, reads
+from cadenza_server.store.reads import JobRow, RequestRow
 from cadenza_server.store.store import Store
 from cadenza_server.store.views import (
     JobFilter,
@@ -27,41 +49,17 @@ from cadenza_server.store.views import (
     SessionView,
 )
 
-if TYPE_CHECKING:
-    from cadenza_server.execution import Assignment, RunReport
-
-
-class Device(Protocol):
-    """What the engine needs of `execution.Device`."""
-
-    async def start(self) -> None:
-        """Start the workers; `ready` is called when the first is warm."""
-
-    def run(self, assignment: "Assignment") -> None:
-        """Take one run up; returns at once."""
-
-    def stop_run(self, job: str, attempt: int) -> None:
-        """Stop it; no report follows for this attempt."""
-
-    async def stop(self) -> None:
-        """End the workers."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DevicePlan:
-    """A configured device: its settings, and how to build it with the engine's two callbacks (report, ready)."""
-
-    settings: DeviceSettings
-    profile: str
-    build: Callable[[Callable[["RunReport"], None], Callable[[str, bool], None]], Device]
+T = TypeVar("T")
+Estimate = Callable[[SubmitJob, JobContent], int | None]
+"""A predictor: the device time that a job will take, in nanoseconds; None: nothing is known of it."""
 
 
 class Engine:
-    """The one writer. All methods are to be called on the event loop that `start` ran on.
+    """The one writer and its readers. All methods are to be called on the event loop that `start` ran on.
 
     Every call may raise `Refusal` UNAVAILABLE: STOPPING, or STORE_UNAVAILABLE while the store cannot commit.
     `caller` on a read: refuse (PERMISSION_DENIED, NOT_OWNER) unless the thing is the caller's or the caller is an
-    operator; None: do not check.
+    operator; None: do not check. Lengths and times are nanoseconds.
     """
 
     def __init__(
@@ -73,41 +71,270 @@ class Engine:
         ids: Ids,
         shares: Mapping[str, float] | None = None,
         half_life: int = HALF_LIFE_DEFAULT,
+        estimate: Estimate | None = None,
     ) -> None:
-        raise NotImplementedError
+        self._store = store
+        self._clock = clock
+        self._ids = ids
+        self._plans = dict(devices)
+        self._estimate = estimate
+        self._watches = Watches()
+        self._writer = Writer(
+            store=store,
+            devices=devices,
+            clock=clock,
+            shares=dict(shares or {}),
+            half_life=half_life,
+            watches=self._watches,
+        )
+        self._requests: dict[tuple[str, str], tuple[bytes, asyncio.Task[object]]] = {}
 
     async def start(self) -> None:
         """Open the store, take up what it holds, start the devices. Raises `StoreError` with a sentence."""
-        raise NotImplementedError
+        await self._store.open(self._clock.now())
+        try:
+            await self._writer.start()
+        except BaseException:
+            await self._store.close()
+            raise
 
     async def stop(self, grace_seconds: float = 5.0) -> None:
         """Take no more commands, let runs end within the grace, put the others back, end watches, close the store."""
-        raise NotImplementedError
+        await self._writer.stop(int(grace_seconds * SECOND))
+        self._watches.end_all(stopping())
+        await self._store.close()
 
     # --- commands -----------------------------------------------------------------------------------------------
     async def submit(
         self, jobs: Sequence[SubmitJob], contents: Sequence[JobContent], request: RequestKey | None = None
     ) -> tuple[JobView, ...]:
-        """Queue jobs, all or none, in order; returns when they are on disk, with the jobs as they were accepted."""
-        raise NotImplementedError
+        """Queue jobs, all or none, in order; returns when they are on disk, with the jobs as they were accepted.
+
+        A job whose name is "" is named here. Refused beside what the scheduler refuses: UNKNOWN_CIRCUIT.
+        """
+        if request is None:
+            return await self._submit(jobs, contents, None)
+        return await self._once(request, partial(self._submit, jobs, contents, request), self._accepted_before)
 
     async def execute(
         self, command: Command, *, request: RequestKey | None = None, description: str = ""
     ) -> tuple[Event, ...]:
         """Enter any other command; returns what it caused, after the commit that holds it. `description` is kept with
-        a new reservation. Reads that follow show its effects."""
-        raise NotImplementedError
+        a new reservation. Reads that follow show its effects. A new session or reservation whose name is "" is named
+        here."""
+        if request is None:
+            return await self._execute(command, None, description)
+        return await self._once(request, partial(self._execute, command, request, description), _events_before)
+
+    async def _submit(
+        self, jobs: Sequence[SubmitJob], contents: Sequence[JobContent], request: RequestKey | None
+    ) -> tuple[JobView, ...]:
+        self._writer.check_open()
+        named = []
+        prepared = []
+        many = len(jobs) > 1
+        for index, (job, content) in enumerate(zip(jobs, contents, strict=True)):
+            if not job.job:
+                job = replace(job, job=self._ids.make("job"))
+            if not self._ids.take(job.job):
+                named.append((f"jobs[{index}].job_id" if many else "job_id", job.job))
+            if self._estimate is not None and job.estimate is None:
+                job = replace(job, estimate=self._estimate(job, content))
+            prepared.append(job)
+        for field, name in named:
+            # A live one is refused by the scheduler, after what is wrong with the rest of the command.
+            if self._writer.scheduler.job_view(name) is None and await self._read(partial(reads.job_exists, job=name)):
+                raise _taken("job", name, field)
+        self._check_circuits(prepared, contents)
+        command = SubmitJobs(jobs=tuple(prepared)) if many else prepared[0]
+        try:
+            answer = await self._writer.enter(command, contents=contents, request=request)
+        except Refusal as refusal:
+            raise await self._explain(refusal, command) or refusal from None
+        return answer.jobs
+
+    def _check_circuits(self, jobs: Sequence[SubmitJob], contents: Sequence[JobContent]) -> None:
+        """Refuse a digest that neither the job's session nor a job before it in this call has brought."""
+        brought: dict[str | None, set[bytes]] = {}
+        for index, (job, content) in enumerate(zip(jobs, contents, strict=True)):
+            for digest in content.digests:
+                if digest in content.new_circuits or digest in brought.get(job.session, ()):
+                    continue
+                if job.session is not None:
+                    record = self._writer.recorder.sessions.get(job.session)
+                    if record is None or (record.user != job.caller.path and not job.caller.operator):
+                        continue  # the scheduler says what is wrong with the session
+                    if self._writer.circuits.holds(job.session, digest):
+                        continue
+                where = "its session holds" if job.session is not None else "the job itself brings"
+                raise Refusal(
+                    Code.NOT_FOUND,
+                    "UNKNOWN_CIRCUIT",
+                    f"{where} no circuit with the digest {digest.hex()}: send the circuit itself",
+                    field=f"jobs[{index}]" if len(jobs) > 1 else None,
+                    metadata={"digest": digest.hex()},
+                )
+            if job.session is not None:
+                brought.setdefault(job.session, set()).update(content.new_circuits)
+
+    async def _execute(self, command: Command, request: RequestKey | None, description: str) -> tuple[Event, ...]:
+        self._writer.check_open()
+        if isinstance(command, CreateSession):
+            if not command.session:
+                command = replace(command, session=self._ids.make("session"))
+            name = command.session
+            if not self._ids.take(name) and await self._read(partial(reads.session_exists, session=name)):
+                raise _taken("session", name, "session_id")
+        elif isinstance(command, CreateReservation):
+            if not command.reservation:
+                command = replace(command, reservation=self._ids.make("reservation"))
+            name = command.reservation
+            if not self._ids.take(name) and await self._read(partial(reads.reservation_exists, reservation=name)):
+                raise _taken("reservation", name, "reservation_id")
+        try:
+            return (await self._writer.enter(command, request=request, description=description)).events
+        except Refusal as refusal:
+            found = await self._explain(refusal, command)
+            if found is None:
+                return ()
+            raise found from None
+
+    async def _explain(self, refusal: Refusal, command: Command) -> Refusal | None:
+        """What the scheduler has forgotten the store knows: say what is wrong with a thing that is over. None: nothing
+        is, as it is over already."""
+        if refusal.code is not Code.NOT_FOUND:
+            return refusal
+        match refusal.reason, command:
+            case "UNKNOWN_JOB", CancelJob() | SetPriority():
+                row = await self._read(partial(reads.read_job, job=command.job))
+                if row is not None:
+                    return _job_is_final(row.view, command)
+            case "UNKNOWN_RESERVATION", DeleteReservation() | CreateSession():
+                reservation = await self._read(partial(reads.read_reservation, reservation=command.reservation or ""))
+                if reservation is not None:
+                    return _reservation_is_over(reservation, command)
+            case "UNKNOWN_SESSION", CloseSession() | CancelSession():
+                closed = await self._read(partial(reads.read_session, session=command.session))
+                if closed is not None:
+                    try:
+                        _check_owner(command.caller, closed.user, "session", closed.session)
+                    except Refusal as denial:
+                        return denial
+                    return None
+            case "UNKNOWN_SESSION", SubmitJob() | SubmitJobs():
+                jobs = command.jobs if isinstance(command, SubmitJobs) else (command,)
+                for index, job in enumerate(jobs):
+                    if job.session is None or job.session in self._writer.recorder.sessions:
+                        continue
+                    session = await self._read(partial(reads.read_session, session=job.session))
+                    if session is not None:
+                        found = _session_is_closed(session, job)
+                        found.field = f"jobs[{index}]" if len(jobs) > 1 else None
+                        return found
+                    break
+        return refusal
+
+    # --- idempotency --------------------------------------------------------------------------------------------
+    async def _once(
+        self, request: RequestKey, call: Callable[[], Awaitable[T]], replay: Callable[[Connection, RequestRow], T]
+    ) -> T:
+        """Run `call` if this request was never answered, else give its first answer. A call whose caller leaves goes
+        on."""
+        key = (request.caller, request.request_id)
+        running = self._requests.get(key)
+        if running is None:
+            task: asyncio.Task[object] = asyncio.get_running_loop().create_task(self._first(request, call, replay))
+            self._requests[key] = (request.digest, task)
+            task.add_done_callback(partial(self._forget_request, key))
+        else:
+            digest, task = running
+            if digest != request.digest:
+                raise _reused(request)
+        return cast(T, await asyncio.shield(task))
+
+    async def _first(
+        self, request: RequestKey, call: Callable[[], Awaitable[T]], replay: Callable[[Connection, RequestRow], T]
+    ) -> T:
+        key = (request.caller, request.request_id)
+        if hash(key) in self._writer.seen_requests:
+
+            def look(connection: Connection) -> tuple[RequestRow, T] | None:
+                row = reads.read_request(connection, *key)
+                if row is None:
+                    return None
+                if row.digest != request.digest:
+                    raise _reused(request)
+                return row, replay(connection, row)
+
+            found = await self._read(look)
+            if found is not None:
+                return found[1]
+        return await call()
+
+    def _forget_request(self, key: tuple[str, str], task: "asyncio.Task[object]") -> None:
+        del self._requests[key]
+        if not task.cancelled():
+            task.exception()  # nobody may be left to ask for it
+
+    @staticmethod
+    def _accepted_before(connection: Connection, row: RequestRow) -> tuple[JobView, ...]:
+        if row.first_seq is None:
+            return ()
+        found = reads.read_jobs_from(connection, row.first_seq, row.job_count)
+        return tuple(accepted_view(job.view) for job in found)
 
     # --- watches ------------------------------------------------------------------------------------------------
-    def watch_job(
+    async def watch_job(
         self, job: str, *, after: int | None = None, include_results: bool = False, caller: Caller | None = None
     ) -> AsyncIterator[Notice]:
         """A `JobSnapshot` (without `after`), or every change after that event number; then live; ends after the
         final state. Refusals are raised by the first step: UNKNOWN_JOB, NOT_OWNER, RESUME_TOO_OLD; later ones may be
         WATCH_TOO_SLOW and STOPPING."""
-        raise NotImplementedError
+        watcher = self._watches.watch_job(job)
+        try:
 
-    def watch_session(
+            def begin(connection: Connection) -> tuple[JobRow, int, list[Notice], bytes | None]:
+                row = _found(reads.read_job(connection, job), "job", job)
+                _check_owner(caller, row.view.user, "job", job)
+                last = reads.last_event_number(connection)
+                if after is None:
+                    small = row.view.result_bytes is not None and row.view.result_bytes <= INLINE_RESULT_BYTES_MAX
+                    return row, last, [], reads.read_result(connection, job) if small and include_results else None
+                _check_resumable(after, last)
+                return row, last, history.job_history(connection, row, after, history.CHUNK), None
+
+            row, last, backlog, result = await self._read(begin)
+            self._watches.set_session(watcher, row.view.session)
+            seen = after if after is not None else last
+            if after is None:
+                view = replace(row.view, queue_position=self._queue_position(row.view))
+                yield Notice(last, self.now(), JobSnapshot(job=view, result=result))
+            while backlog:
+                for notice in backlog:
+                    seen = notice.event_number
+                    yield await self._with_result(notice) if include_results else notice
+                    if isinstance(notice.change, JobEnded):
+                        return
+                if len(backlog) < history.CHUNK:
+                    break
+                backlog = await self._read(partial(_job_backlog, job=job, after=seen))
+            if row.view.state.is_final:
+                return
+            seen = max(seen, last)
+            while True:
+                item = await watcher.next()
+                if item.event_number <= seen:
+                    continue
+                live = await self._job_notice(item, job, include_results=include_results)
+                if live is None:
+                    continue
+                yield live
+                if isinstance(live.change, JobEnded):
+                    return
+        finally:
+            self._watches.remove(watcher)
+
+    async def watch_session(
         self,
         session: str,
         *,
@@ -118,83 +345,370 @@ class Engine:
     ) -> AsyncIterator[Notice]:
         """The same for a session and its jobs; ends when it is CLOSED, none of its jobs is queued or running and no
         cache deadline is ahead."""
-        raise NotImplementedError
+        watcher = self._watches.watch_session(session)
+        try:
+
+            def begin(connection: Connection) -> tuple[SessionView, int, list[Notice]]:
+                view = _found(reads.read_session(connection, session), "session", session)
+                _check_owner(caller, view.user, "session", session)
+                last = reads.last_event_number(connection)
+                if after is None:
+                    return view, last, []
+                _check_resumable(after, last)
+                notices = history.session_history(connection, view, after, history.CHUNK, with_jobs=not exclude_jobs)
+                return view, last, notices
+
+            view, last, backlog = await self._read(begin)
+            seen = after if after is not None else last
+            if after is None:
+                yield Notice(last, self.now(), SessionSnapshot(session=view))
+            while backlog:
+                for notice in backlog:
+                    seen = notice.event_number
+                    yield await self._with_result(notice) if include_results else notice
+                if len(backlog) < history.CHUNK:
+                    break
+                backlog = await self._read(
+                    partial(_session_backlog, session=session, after=seen, with_jobs=not exclude_jobs)
+                )
+            if _is_over(view, self.now()):
+                return
+            seen = max(seen, last)
+            while True:
+                item = await watcher.next()
+                if item.kind == "session_over":
+                    return
+                if item.event_number <= seen or (exclude_jobs and item.job is not None):
+                    continue
+                if item.job is None:
+                    if item.change is not None:
+                        yield Notice(item.event_number, item.time, item.change)
+                    continue
+                live = await self._job_notice(item, item.job, include_results=include_results)
+                if live is not None:
+                    yield live
+        finally:
+            self._watches.remove(watcher)
+
+    async def _job_notice(self, item: Published, job: str, *, include_results: bool) -> Notice | None:
+        """A change of one job; None if it was one of its session that did not touch it."""
+        change = item.change
+        if item.job is None or change is None:
+            read = partial(history.change_of_job, job=job, event_number=item.event_number, with_result=include_results)
+            return await self._read(read)
+        if isinstance(change, JobEnded) and change.result is not None and not include_results:
+            change = replace(change, result=None)
+        return Notice(item.event_number, item.time, change)
+
+    async def _with_result(self, notice: Notice) -> Notice:
+        if not isinstance(notice.change, JobEnded) or notice.change.job.result_bytes is None:
+            return notice
+        return await self._read(partial(history.add_result, notice=notice))
 
     # --- reads: committed state, on a reader thread -----------------------------------------------------------------
+    async def _read(self, query: Callable[[Connection], T]) -> T:
+        if self._writer.stage in (Stage.NEW, Stage.STOPPED):
+            raise stopping()
+        try:
+            return await self._store.read(query)
+        except StoreError as error:
+            if self._writer.stage is Stage.STOPPING:
+                raise stopping() from None
+            raise store_unavailable() from error
+
     async def get_job(self, job: str, *, caller: Caller | None = None) -> JobView:
-        """One job, `queue_position` included if it is cheap. UNKNOWN_JOB."""
-        raise NotImplementedError
+        """One job. UNKNOWN_JOB."""
+        view = _found(await self._read(partial(reads.read_job, job=job)), "job", job).view
+        _check_owner(caller, view.user, "job", job)
+        return replace(view, queue_position=self._queue_position(view))
+
+    def _queue_position(self, view: JobView) -> int | None:
+        """0 if the job is all that waits for its device and nothing runs or holds it; else it would take a look at the
+        whole queue to tell."""
+        if view.state is not JobState.QUEUED:
+            return None
+        device = self._writer.scheduler.device_view(view.device)
+        if device is None:
+            return None
+        return 0 if device.queued_calibration + device.queued_session + device.queued_fair_share == 1 else None
 
     async def list_jobs(self, where: JobFilter, *, page_size: int = 100, page_token: str = "") -> Page[JobView]:
         """Jobs by `seq`, the newest first unless asked otherwise. INVALID_PAGE_TOKEN."""
-        raise NotImplementedError
+        return await self._read(partial(reads.list_jobs, where=where, page_size=page_size, page_token=page_token))
 
     async def get_result(self, job: str, *, caller: Caller | None = None) -> bytes:
         """The serialised result. UNKNOWN_JOB, RESULT_NOT_READY, NO_RESULT, RESULT_DELETED."""
-        raise NotImplementedError
+
+        def look(connection: Connection) -> tuple[JobView, bytes | None]:
+            view = _found(reads.read_job(connection, job), "job", job).view
+            _check_owner(caller, view.user, "job", job)
+            return view, reads.read_result(connection, job)
+
+        view, result = await self._read(look)
+        if result is not None:
+            return result
+        metadata = {"job_id": job, "state": view.state.value}
+        if not view.state.is_final:
+            message = f"job {job!r} is {view.state}: watch it, and read the result when it has SUCCEEDED"
+            raise Refusal(Code.FAILED_PRECONDITION, "RESULT_NOT_READY", message, metadata=metadata)
+        if view.state is JobState.SUCCEEDED:
+            message = f"the result of job {job!r} was deleted: run it again"
+            raise Refusal(Code.NOT_FOUND, "RESULT_DELETED", message, metadata=metadata)
+        message = f"job {job!r} is {view.state} ({view.reason}) and has no result: its detail says why"
+        raise Refusal(Code.FAILED_PRECONDITION, "NO_RESULT", message, metadata=metadata)
 
     async def get_program(self, job: str, *, caller: Caller | None = None) -> bytes:
         """The serialised program as it was submitted. UNKNOWN_JOB."""
-        raise NotImplementedError
+
+        def look(connection: Connection) -> bytes:
+            view = _found(reads.read_job(connection, job), "job", job).view
+            _check_owner(caller, view.user, "job", job)
+            return _found(reads.read_program(connection, job), "job", job).program
+
+        return await self._read(look)
 
     async def list_job_events(
         self, job: str, *, page_size: int = 100, page_token: str = "", caller: Caller | None = None
     ) -> Page[Notice]:
         """The history of a job, the oldest first, without results."""
-        raise NotImplementedError
+
+        def look(connection: Connection) -> Page[Notice]:
+            row = _found(reads.read_job(connection, job), "job", job)
+            _check_owner(caller, row.view.user, "job", job)
+            after = (reads.read_token("job-events", None, f"{page_token}", 1) or [0])[0]
+            size = reads.clamp_page_size(page_size)
+            return _notice_page("job-events", history.job_history(connection, row, after, size + 1), size)
+
+        return await self._read(look)
 
     async def list_runs(self, where: RunFilter, *, page_size: int = 100, page_token: str = "") -> Page[RunView]:
         """Runs in the order of their starts."""
-        raise NotImplementedError
+        return await self._read(partial(reads.list_runs, where=where, page_size=page_size, page_token=page_token))
 
     async def get_session(self, session: str, *, caller: Caller | None = None) -> SessionView:
         """One session. UNKNOWN_SESSION."""
-        raise NotImplementedError
+        view = _found(await self._read(partial(reads.read_session, session=session)), "session", session)
+        _check_owner(caller, view.user, "session", session)
+        return view
 
     async def list_sessions(
         self, where: SessionFilter, *, page_size: int = 100, page_token: str = ""
     ) -> Page[SessionView]:
         """Sessions, the newest first."""
-        raise NotImplementedError
+        return await self._read(partial(reads.list_sessions, where=where, page_size=page_size, page_token=page_token))
 
     async def list_session_events(
         self, session: str, *, page_size: int = 100, page_token: str = "", caller: Caller | None = None
     ) -> Page[Notice]:
         """The history of a session without that of its jobs, the oldest first."""
-        raise NotImplementedError
+
+        def look(connection: Connection) -> Page[Notice]:
+            view = _found(reads.read_session(connection, session), "session", session)
+            _check_owner(caller, view.user, "session", session)
+            after = (reads.read_token("session-events", None, page_token, 1) or [0])[0]
+            size = reads.clamp_page_size(page_size)
+            found = history.session_history(connection, view, after, size + 1, with_jobs=False)
+            return _notice_page("session-events", found, size)
+
+        return await self._read(look)
 
     async def get_reservation(self, reservation: str) -> ReservationView:
         """One reservation. UNKNOWN_RESERVATION."""
-        raise NotImplementedError
+        found = await self._read(partial(reads.read_reservation, reservation=reservation))
+        return _found(found, "reservation", reservation)
 
     async def list_reservations(
         self, where: ReservationFilter, *, page_size: int = 100, page_token: str = ""
     ) -> Page[ReservationView]:
-        """Reservations by start, then creation."""
-        raise NotImplementedError
+        """Reservations by start, then creation; without `states`, those that are not over."""
+        return await self._read(
+            partial(reads.list_reservations, where=where, page_size=page_size, page_token=page_token)
+        )
 
     # --- live views -----------------------------------------------------------------------------------------------
     def now(self) -> int:
         """The scheduler's time."""
-        raise NotImplementedError
+        return self._writer.now()
 
     def device(self, name: str) -> Device:
         """The device itself, for its description. UNKNOWN_DEVICE."""
-        raise NotImplementedError
-
-    def device_view(self, name: str) -> DeviceView:
-        """A device as it is now. UNKNOWN_DEVICE."""
-        raise NotImplementedError
+        return _found(self._writer.devices.get(name), "device", name)
 
     def device_names(self) -> tuple[str, ...]:
         """All devices, by name."""
-        raise NotImplementedError
+        return tuple(self._writer.devices)
+
+    def device_view(self, name: str) -> DeviceView:
+        """A device as it is now. UNKNOWN_DEVICE."""
+        live = _found(self._writer.scheduler.device_view(name), "device", name)
+        record = self._writer.recorder.devices[name]
+        plan = self._plans[name]
+        job = self._writer.scheduler.job_view(live.running) if live.running is not None else None
+        session = self._writer.recorder.sessions.get(live.active_session or "")
+        return DeviceView(
+            device=name,
+            settings=plan.settings,
+            profile=plan.profile,
+            ready=self._writer.ready[name],
+            epoch=live.epoch,
+            calibrate_time=record.calibrate_time,
+            next_calibration_time=live.next_calibration,
+            running_job=live.running,
+            running_user=(job.user or None) if job is not None else None,
+            running_since=live.running_since,
+            active_session=live.active_session,
+            active_user=session.user if session is not None else None,
+            held=live.held_since is not None,
+            reservation=live.reservation,
+            queued_calibration=live.queued_calibration,
+            queued_session=live.queued_session,
+            queued_fair_share=live.queued_fair_share,
+            properties=record.properties,
+        )
 
     def usage_views(self, parent: str | None = None, *, device: str | None = None) -> tuple[UsageView, ...]:
         """The share tree (below and with `parent`), in the order of paths. `device`: count its jobs only. UNKNOWN_PATH,
         UNKNOWN_DEVICE."""
-        raise NotImplementedError
+        if device is not None:
+            _found(self._writer.devices.get(device), "device", device)
+        counts = self._writer.recorder.waiting
+        views = []
+        for node in self._writer.scheduler.shares_view(self.now()):
+            path = node.path
+            if parent is not None and path != parent and not path.startswith(parent + "/"):
+                continue
+            queued = running = 0
+            for (user, where), (waiting, on_device) in counts.items():
+                if (user == path or user.startswith(path + "/")) and device in (None, where):
+                    queued += waiting
+                    running += on_device
+            views.append(
+                UsageView(
+                    path=path,
+                    is_user=None if node.kind is NodeKind.UNDECIDED else node.kind is NodeKind.USER,
+                    shares=node.shares,
+                    settled_s=node.settled,
+                    in_flight_s=node.in_flight,
+                    normalised_s=(node.settled + node.in_flight) / node.shares,
+                    charged_s=self._writer.recorder.charged_ns.get(path, 0) / SECOND,
+                    queued=queued,
+                    running=running,
+                )
+            )
+        if parent is not None and not views:
+            raise _unknown_path(parent)
+        return tuple(sorted(views, key=lambda view: view.path.split("/")))
 
     def usage_view(self, path: str) -> UsageView:
         """One node of it. UNKNOWN_PATH."""
-        raise NotImplementedError
+        for view in self.usage_views(path):
+            if view.path == path:
+                return view
+        raise _unknown_path(path)
+
+
+def _events_before(_connection: Connection, row: RequestRow) -> tuple[Event, ...]:
+    return event_json.decode(row.answer) if row.answer is not None else ()
+
+
+def _job_backlog(connection: Connection, job: str, after: int) -> list[Notice]:
+    row = _found(reads.read_job(connection, job), "job", job)
+    return history.job_history(connection, row, after, history.CHUNK)
+
+
+def _session_backlog(connection: Connection, session: str, after: int, *, with_jobs: bool) -> list[Notice]:
+    view = _found(reads.read_session(connection, session), "session", session)
+    return history.session_history(connection, view, after, history.CHUNK, with_jobs=with_jobs)
+
+
+def _notice_page(kind: str, notices: list[Notice], size: int) -> Page[Notice]:
+    shown = tuple(notices[:size])
+    more = len(notices) > size
+    return Page(shown, reads.make_token(kind, None, [shown[-1].event_number]) if more else "")
+
+
+def _is_over(view: SessionView, now: int) -> bool:
+    counts = view.job_counts
+    waits = view.cache_deadline is not None and view.cache_deadline > now
+    return view.state is SessionState.CLOSED and not (counts.queued or counts.running or waits)
+
+
+def _found(thing: T | None, kind: str, name: str) -> T:
+    if thing is None:
+        raise not_found(kind, name)
+    return thing
+
+
+def _check_owner(caller: Caller | None, owner: str, kind: str, name: str) -> None:
+    if caller is not None and not caller.operator and caller.path != owner:
+        raise Refusal(
+            Code.PERMISSION_DENIED,
+            "NOT_OWNER",
+            f"{kind} {name!r} is another user's: only its owner and operators may see and change it",
+            metadata={f"{kind}_id": name},
+        )
+
+
+def _check_resumable(after: int, last: int) -> None:
+    if not 0 <= after <= last:
+        raise Refusal(
+            Code.OUT_OF_RANGE,
+            "RESUME_TOO_OLD",
+            f"{after} is no event number of this store, whose last is {last}: watch again without it",
+            field="resume_after",
+        )
+
+
+def _taken(kind: str, name: str, field: str) -> Refusal:
+    message = f"there was a {kind} {name!r} before: choose another name, or none to be given one"
+    return Refusal(Code.ALREADY_EXISTS, "NAME_TAKEN", message, field=field, metadata={f"{kind}_id": name})
+
+
+def _unknown_path(path: str) -> Refusal:
+    message = f"there is no {path!r} in the share tree: list it to see the paths that exist"
+    return Refusal(Code.NOT_FOUND, "UNKNOWN_PATH", message, metadata={"path": path})
+
+
+def _reused(request: RequestKey) -> Refusal:
+    return Refusal(
+        Code.INVALID_ARGUMENT,
+        "REQUEST_ID_REUSED",
+        f"the request_id {request.request_id!r} was used before for a request with other content: use a new one",
+        field="request_id",
+    )
+
+
+def _job_is_final(view: JobView, command: CancelJob | SetPriority) -> Refusal:
+    try:
+        _check_owner(command.caller, view.user, "job", view.job)
+    except Refusal as refusal:
+        return refusal
+    metadata = {"job_id": view.job, "state": view.state.value}
+    if isinstance(command, SetPriority):
+        message = f"job {view.job!r} is {view.state}: only a queued job has a place that a priority can change"
+        return Refusal(Code.FAILED_PRECONDITION, "JOB_NOT_QUEUED", message, metadata=metadata)
+    message = f"job {view.job!r} is {view.state} already, and a final state never changes"
+    return Refusal(Code.FAILED_PRECONDITION, "JOB_FINAL", message, metadata=metadata)
+
+
+def _reservation_is_over(view: ReservationView, command: DeleteReservation | CreateSession) -> Refusal:
+    if isinstance(command, DeleteReservation) and not command.caller.operator:
+        return Refusal(Code.PERMISSION_DENIED, "NOT_OPERATOR", "only operators may delete reservations: ask one")
+    if isinstance(command, CreateSession) and command.device != view.device:
+        message = f"reservation {view.reservation!r} is on device {view.device!r}, not {command.device!r}"
+        return Refusal(Code.INVALID_ARGUMENT, "DEVICE_MISMATCH", message, field="reservation_id")
+    return Refusal(
+        Code.FAILED_PRECONDITION,
+        "RESERVATION_OVER",
+        f"reservation {view.reservation!r} is {view.state}: make another one",
+        metadata={"reservation_id": view.reservation, "state": view.state.value},
+    )
+
+
+def _session_is_closed(view: SessionView, job: SubmitJob) -> Refusal:
+    metadata = {"session_id": view.session, "state": view.state.value}
+    if job.caller.path != view.user and not job.caller.operator:
+        message = f"session {view.session!r} belongs to another user: open one of your own"
+        return Refusal(Code.PERMISSION_DENIED, "SESSION_OF_OTHER_USER", message, metadata=metadata)
+    message = f"session {view.session!r} is {view.state} and accepts no jobs: open another one"
+    return Refusal(Code.FAILED_PRECONDITION, "SESSION_NOT_ACCEPTING", message, metadata=metadata)

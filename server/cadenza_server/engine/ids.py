@@ -9,6 +9,8 @@ _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's base 32 in lower case: it sorts as the numbers do and has no letters that are read as digits."""
 _RANDOM_BITS: Final = 80
 _LENGTH: Final = 26
+_MADE_MAX: Final = 100_000
+"""Names that are remembered until they are taken."""
 
 
 class Ids(Protocol):
@@ -16,6 +18,10 @@ class Ids(Protocol):
 
     def make(self, kind: str) -> str:
         """A new name, `kind-<26 characters>`; `kind` is job, session or reservation."""
+
+    def take(self, name: str) -> bool:
+        """Whether `make` gave this name lately, and it is taken for the first time: then nothing else can have it.
+        False: look whether it is free."""
 
 
 class TimeOrderedIds:
@@ -28,6 +34,7 @@ class TimeOrderedIds:
         self._clock = clock
         self._source = source
         self._last = 0
+        self._made: dict[str, None] = {}
 
     def make(self, kind: str) -> str:
         """See `Ids`."""
@@ -35,4 +42,15 @@ class TimeOrderedIds:
         if number <= self._last:
             number = self._last + 1
         self._last = number
-        return f"{kind}-" + "".join(_ALPHABET[number >> shift & 31] for shift in range(5 * (_LENGTH - 1), -1, -5))
+        name = f"{kind}-" + "".join(_ALPHABET[number >> shift & 31] for shift in range(5 * (_LENGTH - 1), -1, -5))
+        self._made[name] = None
+        if len(self._made) > _MADE_MAX:
+            del self._made[next(iter(self._made))]
+        return name
+
+    def take(self, name: str) -> bool:
+        """See `Ids`."""
+        if name not in self._made:
+            return False
+        del self._made[name]
+        return True

@@ -21,7 +21,7 @@ INSERT_REQUEST: Final = (
 INSERT_RUN: Final = (
     "INSERT INTO runs (job, attempt, device, user, session, job_class, rule, create_time, start_time, estimate_ns, "
     "limit_ns, epoch, charged_ns, chosen_node, chosen_usage, runner_up, runner_up_usage, runner_up_user) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?)"
+    "VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT create_time FROM jobs WHERE job = ?), ?, ?, ?, ?, 0, ?, ?, ?, ?, ?)"
 )
 FINISH_RUN: Final = "UPDATE runs SET end_time = ?, outcome = ?, charged_ns = ? WHERE job = ? AND attempt = ?"
 START_JOB: Final = "UPDATE jobs SET state = 'RUNNING', start_time = ?, attempts = ?, epoch = ? WHERE job = ?"
@@ -62,12 +62,17 @@ END_RESERVATION: Final = (
     "ELSE 'ENDED' END WHERE reservation = ?"
 )
 PUT_USAGE: Final = (
-    "INSERT INTO usage (path, settled, exponent, charged_ns) VALUES (?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET "
-    "settled = excluded.settled, exponent = excluded.exponent, charged_ns = excluded.charged_ns"
+    "INSERT INTO usage (path, is_user, settled, exponent, charged_ns) VALUES (?, 0, ?, ?, ?) "
+    "ON CONFLICT (path) DO UPDATE SET settled = excluded.settled, exponent = excluded.exponent, "
+    "charged_ns = excluded.charged_ns"
 )
 PUT_SHARES: Final = (
-    "INSERT INTO usage (path, shares, settled, exponent, charged_ns) VALUES (?, ?, 0, 0, 0) "
+    "INSERT INTO usage (path, is_user, shares, settled, exponent, charged_ns) VALUES (?, 0, ?, 0, 0, 0) "
     "ON CONFLICT (path) DO UPDATE SET shares = excluded.shares"
+)
+PUT_USER: Final = (
+    "INSERT INTO usage (path, is_user, settled, exponent, charged_ns) VALUES (?, 1, 0, 0, 0) "
+    "ON CONFLICT (path) DO UPDATE SET is_user = 1"
 )
 PUT_DEVICE: Final = (
     "INSERT INTO devices (device, epoch, calibrate_time, properties, clocks) VALUES (?, ?, ?, ?, ?) "

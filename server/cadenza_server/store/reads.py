@@ -341,8 +341,8 @@ def session_view(connection: Connection, row: Row[Any]) -> SessionView:
         first_epoch=row.first_epoch,
         last_epoch=row.last_epoch,
         job_counts=read_job_counts(connection, row.session),
-        idle_deadline=clocks.get("idle_deadline"),
-        unused_deadline=clocks.get("unused_deadline"),
+        idle_deadline=clocks.get("idle_due"),
+        unused_deadline=clocks.get("unused_due"),
     )
 
 
@@ -404,6 +404,11 @@ def read_reservation(connection: Connection, reservation: str) -> ReservationVie
     """One reservation."""
     row = connection.execute(select(reservations).where(reservations.c.reservation == reservation)).first()
     return None if row is None else reservation_view(row)
+
+
+def reservation_exists(connection: Connection, reservation: str) -> bool:
+    """Whether the name was ever used."""
+    return read_reservation(connection, reservation) is not None
 
 
 def list_reservations(

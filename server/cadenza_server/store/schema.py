@@ -153,6 +153,7 @@ usage: Final = Table(
     "usage",
     metadata,
     Column("path", Text, primary_key=True),  # "" is the root
+    Column("is_user", Integer, nullable=False),  # 1: jobs or sessions of this very path were accepted
     Column("shares", Float),  # NULL: as configured
     Column("settled", Float, nullable=False),  # the value is settled * 2**exponent
     Column("exponent", Integer, nullable=False),

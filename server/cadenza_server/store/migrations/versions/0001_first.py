@@ -215,6 +215,7 @@ _STATEMENTS: Final = (
     """
     CREATE TABLE usage (
         path TEXT NOT NULL,
+        is_user INTEGER NOT NULL,
         shares FLOAT,
         settled FLOAT NOT NULL,
         exponent INTEGER NOT NULL,

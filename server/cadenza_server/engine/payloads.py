@@ -1,0 +1,152 @@
+"""What queued jobs execute, kept in memory while it fits, and the circuits that sessions hold.
+
+The store has all of it; this is so that a dispatch normally reads no disk. What does not fit is simply not kept: queues
+are served from the front, so the first to come are the first to be needed.
+"""
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from cadenza.v1 import circuit_pb2, program_pb2
+
+from cadenza_server.store.views import JobView, RunView
+
+PAYLOAD_BYTES_MAX: Final = 64 * 1024 * 1024
+CIRCUIT_BYTES_MAX: Final = 32 * 1024 * 1024
+_ENTRY_BYTES: Final = 1024
+"""What an entry costs beside its program."""
+
+
+@dataclass(slots=True)
+class Payload:
+    """A job that has not ended, as far as it is kept in memory. `view` and `run` are kept current."""
+
+    view: JobView
+    program: bytes
+    min_duration_ns: int
+    new_digests: tuple[bytes, ...]
+    digests: frozenset[bytes]
+    run: RunView | None = None
+    """Its latest run."""
+    committed: bool = False
+
+
+class Payloads:
+    """Payloads by job, up to a number of bytes; those that are not on disk yet are kept in any case."""
+
+    def __init__(self, bytes_max: int = PAYLOAD_BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._entries: dict[str, Payload] = {}
+        self._by_session: dict[str, dict[str, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, job: str) -> Payload | None:
+        """The payload, if it is kept."""
+        return self._entries.get(job)
+
+    def put(self, payload: Payload) -> None:
+        """Keep it, at least until `committed` is called for it."""
+        view = payload.view
+        self._entries[view.job] = payload
+        self._bytes += len(payload.program) + _ENTRY_BYTES
+        if view.session is not None:
+            self._by_session.setdefault(view.session, {})[view.job] = None
+
+    def set_committed(self, jobs: list[str]) -> None:
+        """These are on disk now: they need not be kept if there is no room."""
+        for job in jobs:
+            entry = self._entries.get(job)
+            if entry is not None:
+                entry.committed = True
+                if self._bytes > self._bytes_max:
+                    self.drop(job)
+
+    def drop(self, job: str) -> None:
+        """Keep it no longer."""
+        entry = self._entries.pop(job, None)
+        if entry is None:
+            return
+        self._bytes -= len(entry.program) + _ENTRY_BYTES
+        if entry.view.session is not None:
+            siblings = self._by_session[entry.view.session]
+            del siblings[job]
+            if not siblings:
+                del self._by_session[entry.view.session]
+
+    def of_session(self, session: str) -> list[Payload]:
+        """Those of one session."""
+        return [self._entries[job] for job in self._by_session.get(session, ())]
+
+
+class Circuits:
+    """Which circuits the live sessions hold, and the latest used ones themselves.
+
+    For every digest the job that brought it is known; the circuit is taken from its program when it is needed.
+    """
+
+    def __init__(self, bytes_max: int = CIRCUIT_BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._sources: dict[str, dict[bytes, str]] = {}
+        self._recent: OrderedDict[bytes, bytes] = OrderedDict()
+
+    def holds(self, session: str, digest: bytes) -> bool:
+        """Whether a job of the session brought it."""
+        return digest in self._sources.get(session, ())
+
+    def source(self, session: str, digest: bytes) -> str | None:
+        """The job that brought it."""
+        return self._sources.get(session, {}).get(digest)
+
+    def add(self, session: str, digests: tuple[bytes, ...], job: str) -> None:
+        """A job of the session brings circuits."""
+        held = self._sources.setdefault(session, {})
+        for digest in digests:
+            held.setdefault(digest, job)
+
+    def forget(self, session: str) -> None:
+        """The session holds nothing any more."""
+        self._sources.pop(session, None)
+
+    def get(self, digest: bytes) -> bytes | None:
+        """The serialised circuit, if it was used lately."""
+        circuit = self._recent.get(digest)
+        if circuit is not None:
+            self._recent.move_to_end(digest)
+        return circuit
+
+    def put(self, digest: bytes, circuit: bytes) -> None:
+        """It is used now."""
+        if digest in self._recent:
+            self._recent.move_to_end(digest)
+            return
+        self._recent[digest] = circuit
+        self._bytes += len(circuit)
+        while self._bytes > self._bytes_max and len(self._recent) > 1:
+            self._bytes -= len(self._recent.popitem(last=False)[1])
+
+
+def circuits_of(program: bytes) -> dict[bytes, bytes]:
+    """SHA-256 -> serialised `Circuit`, of every circuit that a serialised `Program` brings itself."""
+    message = program_pb2.Program.FromString(program)
+    kind = message.WhichOneof("kind")
+    found = {}
+    for pub in getattr(message, kind).pubs if kind is not None else ():
+        digest = circuit_digest(pub.circuit)
+        if digest is not None:
+            found[digest] = pub.circuit.SerializeToString()
+    return found
+
+
+def circuit_digest(circuit: circuit_pb2.Circuit) -> bytes | None:
+    """SHA-256 of a circuit's bytes (of text: of its UTF-8); None if it is only named, or missing."""
+    source = circuit.WhichOneof("source")
+    if source is None or source == "digest":
+        return None
+    value = getattr(circuit, source)
+    return hashlib.sha256(value.encode() if isinstance(value, str) else value).digest()

@@ -1,0 +1,154 @@
+"""Who watches what: changes go to those who watch their job or session, after the commit that holds them.
+
+A watcher has a bounded queue and never slows anybody: one that is full ends with WATCH_TOO_SLOW, and resumes from the
+store.
+"""
+
+import asyncio
+from collections import deque
+from typing import Final
+
+from cadenza_server.engine.notices import JobEnded
+from cadenza_server.engine.recorder import Published
+from cadenza_server.model.errors import Code, Refusal
+
+QUEUE_SIZE_MAX: Final = 10_000
+QUEUE_RESULT_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Results beyond this are not kept for a watcher that is behind, but read when it gets there."""
+ANY_SESSION: Final = ""
+"""What a watcher of a job is told to watch until it knows the job's session."""
+
+
+class Watcher:
+    """One watch. `job` None: of a session with its jobs; else of one job, and of what befalls its session."""
+
+    __slots__ = ("_bytes", "_ended", "_queue", "_wake", "job", "session")
+
+    def __init__(self, job: str | None, session: str | None) -> None:
+        self.job: Final = job
+        self.session = session
+        self._queue: deque[Published] = deque()
+        self._bytes = 0
+        self._ended: Refusal | None = None
+        self._wake: asyncio.Future[None] | None = None
+
+    def put(self, item: Published) -> None:
+        """Queue one change; ends the watch if it is too far behind."""
+        if self._ended is not None:
+            return
+        if len(self._queue) >= QUEUE_SIZE_MAX:
+            self._queue.clear()
+            self.end(
+                Refusal(
+                    Code.RESOURCE_EXHAUSTED,
+                    "WATCH_TOO_SLOW",
+                    "this watch was read too slowly: watch again and resume after the last event number seen",
+                )
+            )
+            return
+        if isinstance(item.change, JobEnded) and item.change.result is not None:
+            self._bytes += len(item.change.result)
+            if self._bytes > QUEUE_RESULT_BYTES_MAX:
+                self._bytes -= len(item.change.result)
+                item = Published(item.event_number, item.time, item.job, item.session, item.kind, item.body, None)
+        self._queue.append(item)
+        self._rouse()
+
+    def end(self, why: Refusal) -> None:
+        """After what is queued, `next` raises `why`."""
+        if self._ended is None:
+            self._ended = why
+            self._rouse()
+
+    async def next(self) -> Published:
+        """The next change. Raises `Refusal` when the watch was ended."""
+        while not self._queue:
+            if self._ended is not None:
+                raise self._ended
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        item = self._queue.popleft()
+        if isinstance(item.change, JobEnded) and item.change.result is not None:
+            self._bytes -= len(item.change.result)
+        return item
+
+    def _rouse(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+
+class Watches:
+    """All watchers, by what they watch."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, list[Watcher]] = {}
+        self._sessions: dict[str, list[Watcher]] = {}
+        self._jobs_by_session: dict[str, list[Watcher]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._jobs.values())) + sum(map(len, self._sessions.values()))
+
+    def watch_job(self, job: str) -> Watcher:
+        """Begin a watch of a job; `set_session` follows once it is known."""
+        watcher = Watcher(job, ANY_SESSION)
+        self._jobs.setdefault(job, []).append(watcher)
+        self._jobs_by_session.setdefault(ANY_SESSION, []).append(watcher)
+        return watcher
+
+    def set_session(self, watcher: Watcher, session: str | None) -> None:
+        """The session of the job that is watched; None: it has none."""
+        self._forget(self._jobs_by_session, ANY_SESSION, watcher)
+        watcher.session = session
+        if session is not None:
+            self._jobs_by_session.setdefault(session, []).append(watcher)
+
+    def watch_session(self, session: str) -> Watcher:
+        """Begin a watch of a session and its jobs."""
+        watcher = Watcher(None, session)
+        self._sessions.setdefault(session, []).append(watcher)
+        return watcher
+
+    def remove(self, watcher: Watcher) -> None:
+        """End a watch."""
+        if watcher.job is None:
+            if watcher.session is not None:
+                self._forget(self._sessions, watcher.session, watcher)
+            return
+        self._forget(self._jobs, watcher.job, watcher)
+        if watcher.session is not None:
+            self._forget(self._jobs_by_session, watcher.session, watcher)
+
+    def is_watched(self, job: str | None, session: str | None) -> bool:
+        """Whether anybody wants to hear of a change of this job (None: of the session as a whole)."""
+        if job is not None:
+            return job in self._jobs or session in self._sessions
+        return session in self._sessions or session in self._jobs_by_session or ANY_SESSION in self._jobs_by_session
+
+    def publish(self, items: list[Published]) -> None:
+        """Hand out committed changes, in order."""
+        for item in items:
+            if item.job is not None:
+                for watcher in self._jobs.get(item.job, ()):
+                    watcher.put(item)
+            elif item.kind in ("session_jobs_ended", "session_jobs_released"):
+                for session in (item.session, ANY_SESSION):
+                    for watcher in self._jobs_by_session.get(session or ANY_SESSION, ()):
+                        watcher.put(item)
+            if item.session is not None:
+                for watcher in self._sessions.get(item.session, ()):
+                    watcher.put(item)
+
+    def end_all(self, why: Refusal) -> None:
+        """End every watch, after what it is still owed."""
+        for table in (self._jobs, self._sessions):
+            for watchers in table.values():
+                for watcher in watchers:
+                    watcher.end(why)
+
+    @staticmethod
+    def _forget(table: dict[str, list[Watcher]], key: str, watcher: Watcher) -> None:
+        watchers = table.get(key)
+        if watchers is not None and watcher in watchers:
+            watchers.remove(watcher)
+            if not watchers:
+                del table[key]

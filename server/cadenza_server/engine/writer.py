@@ -1,0 +1,629 @@
+"""The one writer: what comes in within one turn of the event loop is one instant of the scheduler, at one `now`.
+
+An instant's events become rows of the batch that collects while the batch before it is being committed. Answers and
+notices leave after the commit that holds them; runs start at once. If a commit fails, nothing of the memory is trusted
+any more: the writer fails what is pending, stops the runs, and takes itself up again from the store.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from typing import Final, Protocol
+
+from cadenza.v1 import program_pb2
+
+from cadenza_server.clock import Clock, Timer
+from cadenza_server.engine import event_json, restart
+from cadenza_server.engine.payloads import Circuits, Payloads, circuits_of
+from cadenza_server.engine.recorder import Published, Recorder, Report
+from cadenza_server.engine.views import JobContent, RequestKey
+from cadenza_server.engine.watches import Watches
+from cadenza_server.execution.runs import Assignment, RunReport
+from cadenza_server.model.commands import CancelJob, Command, Resumed, RunEnded, SetDeviceReady, SubmitJob, SubmitJobs
+from cadenza_server.model.errors import Code, Refusal
+from cadenza_server.model.events import Event, JobQueued, RunFinished, RunStarted
+from cadenza_server.model.settings import SECOND, DeviceSettings
+from cadenza_server.model.words import RunOutcome
+from cadenza_server.scheduling import Scheduler
+from cadenza_server.store import StoreError, reads
+from cadenza_server.store import batch as sql
+from cadenza_server.store.batch import Batch
+from cadenza_server.store.store import Store
+from cadenza_server.store.views import JobView, ProgramKind
+
+HEARTBEAT_NS: Final = 5 * SECOND
+"""How often the time is recorded: what a restart takes for the time at which the server went down, if nothing later
+was written."""
+REBUILD_AFTER_NS: Final = 1 * SECOND
+REBUILD_AFTER_NS_MAX: Final = 30 * SECOND
+"""How long after a failed commit the writer tries to take itself up again; doubled with each failure."""
+
+_log: Final = logging.getLogger(__name__)
+_CALIBRATION: Final = program_pb2.Program(calibration=program_pb2.CalibrationJob()).SerializeToString()
+
+
+class Device(Protocol):
+    """What the engine needs of `execution.Device`."""
+
+    async def start(self) -> None:
+        """Start the workers; `ready` is called when the first is warm."""
+
+    def run(self, assignment: Assignment) -> None:
+        """Take one run up; returns at once."""
+
+    def stop_run(self, job: str, attempt: int) -> None:
+        """Stop it; no report follows for this attempt."""
+
+    async def stop(self) -> None:
+        """End the workers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePlan:
+    """A configured device: its settings, and how to build it with the engine's two callbacks (report, ready)."""
+
+    settings: DeviceSettings
+    profile: str
+    build: Callable[[Callable[[RunReport], None], Callable[[str, bool], None]], Device]
+
+
+class Stage(Enum):
+    """Where the writer is in its life."""
+
+    NEW = "new"
+    RUNNING = "running"
+    FAILED = "failed"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command came to: its events, and the jobs that it submitted as they were accepted."""
+
+    events: tuple[Event, ...]
+    jobs: tuple[JobView, ...]
+
+
+@dataclass(slots=True)
+class _Input:
+    command: Command
+    answer: asyncio.Future[Answer] | None = None
+    contents: Sequence[JobContent] = ()
+    request: RequestKey | None = None
+    description: str = ""
+
+
+@dataclass(slots=True)
+class _Unit:
+    """What one commit writes, and what leaves after it."""
+
+    batch: Batch = field(default_factory=Batch)
+    answers: list[tuple[asyncio.Future[Answer], Answer | Refusal]] = field(default_factory=list)
+    published: list[Published] = field(default_factory=list)
+    jobs: list[str] = field(default_factory=list)
+
+
+class Writer:
+    """See the module. All methods are to be called on the event loop that `start` ran on."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        devices: Mapping[str, DevicePlan],
+        clock: Clock,
+        shares: Mapping[str, float],
+        half_life: int,
+        watches: Watches,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._shares = shares
+        self._half_life = half_life
+        self._watches = watches
+        self._settings = {name: plan.settings for name, plan in sorted(devices.items())}
+        self.devices: dict[str, Device] = {
+            name: plan.build(self._reported, self._changed_ready) for name, plan in sorted(devices.items())
+        }
+        self.ready = dict.fromkeys(self.devices, False)
+        self.stage = Stage.NEW
+        self.running: dict[str, tuple[str, int]] = {}
+        """By device: job and attempt."""
+        self.running_since: dict[str, int] = {}
+        self.seen_requests: set[int] = set()
+        """Hashes of all request keys in the store: what is not in it needs no look at the store."""
+        self._last_now = 0
+        self._shift = 0
+        self._inputs: list[_Input] = []
+        self._entering = False
+        self._reports: dict[tuple[str, int], Report] = {}
+        self._unit = _Unit()
+        self._in_flight: _Unit | None = None
+        self._commit_task: asyncio.Task[None] | None = None
+        self._timer: Timer | None = None
+        self._timer_due: int | None = None
+        self._heartbeat: Timer | None = None
+        self._rebuild_timer: Timer | None = None
+        self._rebuild_after = REBUILD_AFTER_NS
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle: asyncio.Event | None = None
+        self._forget_memory()
+
+    def _forget_memory(self) -> None:
+        self.payloads = Payloads()
+        self.circuits = Circuits()
+        self.recorder = Recorder(self._settings, self.payloads, self.circuits, is_watched=self._watches.is_watched)
+        self.scheduler = Scheduler(self._settings, shares=self._shares, half_life=self._half_life, start=self._last_now)
+
+    def now(self) -> int:
+        """The scheduler's time: the clock's, moved on if the store has seen later times; it never goes back."""
+        self._last_now = max(self._last_now, self._clock.now() + self._shift)
+        return self._last_now
+
+    # --- life ---------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Take up what the (open) store holds, and start the devices."""
+        await self._take_up()
+        results = await asyncio.gather(*(device.start() for device in self.devices.values()), return_exceptions=True)
+        failed = [result for result in results if isinstance(result, BaseException)]
+        if failed:
+            await self.stop(0)
+            raise failed[0]
+
+    async def _take_up(self) -> None:
+        loaded = await self._store.read(restart.load)
+        lost = sorted({job.device for job in loaded.jobs} - set(self._settings))
+        if lost:
+            count = sum(job.device in lost for job in loaded.jobs)
+            raise StoreError(
+                f"{count} jobs wait for {', '.join(lost)}, which the configuration does not have any more: configure "
+                "it again until they have run, or were cancelled"
+            )
+        self._shift = max(self._shift, loaded.alive - self._clock.now())
+        now = self.now()
+        self._forget_memory()
+        commands: list[Command] = []
+        if loaded.alive:
+            state = restart.scheduler_state(loaded, self._settings, self._shares, self._half_life, loaded.alive)
+            self.scheduler = Scheduler.restore(state)
+            commands.append(Resumed(down_from=loaded.alive))
+        recorder = self.recorder
+        recorder.event_number = loaded.event_number
+        recorder.session_number = loaded.session_number
+        recorder.reservation_number = loaded.reservation_number
+        recorder.sessions.update(loaded.sessions)
+        for name, record in loaded.devices.items():
+            if name in recorder.devices:
+                recorder.devices[name] = record
+        for path, row in loaded.usage.items():
+            recorder.charged_ns[path] = row.charged_ns
+            if row.is_user:
+                recorder.users.add(path)
+        for session, digests, job in loaded.circuits:
+            self.circuits.add(session, digests, job)
+        recorder.take_up_jobs(loaded.jobs)
+        self.seen_requests = {hash(key) for key in loaded.requests}
+        commands += [SetDeviceReady(device=name, ready=ready) for name, ready in self.ready.items()]
+        self._inputs = [_Input(command) for command in commands]
+        recorder.touched_sessions.update(dict.fromkeys(recorder.sessions))
+        recorder.touched_devices.update(dict.fromkeys(recorder.devices))
+        self._unit = _Unit()
+        self._unit.batch.add(sql.PUT_META, ("alive", now))
+        self.stage = Stage.RUNNING
+        self._enter()
+        self._beat()
+        _log.info(
+            "took up %d unfinished jobs and %d sessions, down since %d",
+            len(loaded.jobs),
+            len(loaded.sessions),
+            loaded.alive,
+        )
+
+    async def stop(self, grace_ns: int) -> None:
+        """Take nothing more; let runs end within the grace and put the others back; commit; stop the devices."""
+        was = self.stage
+        self.stage = Stage.STOPPING
+        self._cancel_timers()
+        if was is Stage.RUNNING:
+            self._inputs += [_Input(SetDeviceReady(device=name, ready=False)) for name in self.devices]
+            self._enter()
+            if self.running and grace_ns > 0:
+                self._idle = asyncio.Event()
+                timer = self._clock.call_at(self._clock.now() + grace_ns, self._idle.set)
+                await self._idle.wait()
+                timer.cancel()
+            for name, (job, attempt) in list(self.running.items()):
+                self.devices[name].stop_run(job, attempt)
+                self._inputs.append(
+                    _Input(RunEnded(device=name, job=job, attempt=attempt, outcome=RunOutcome.PUT_BACK))
+                )
+            self._enter()
+            self._unit.batch.add(sql.PUT_META, ("alive", self.now()))
+            self._kick()
+        while self._commit_task is not None:
+            await self._commit_task
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if was is not Stage.NEW:
+            await asyncio.gather(*(device.stop() for device in self.devices.values()))
+        self._cancel_timers()
+        self.stage = Stage.STOPPED
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._timer, self._heartbeat, self._rebuild_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._heartbeat = self._rebuild_timer = None
+        self._timer_due = None
+
+    # --- what comes in ------------------------------------------------------------------------------------------
+    def check_open(self) -> None:
+        """Raise `Refusal` UNAVAILABLE unless commands are taken."""
+        if self.stage is Stage.RUNNING:
+            return
+        if self.stage is Stage.FAILED:
+            raise store_unavailable()
+        raise stopping()
+
+    def enter(
+        self,
+        command: Command,
+        *,
+        contents: Sequence[JobContent] = (),
+        request: RequestKey | None = None,
+        description: str = "",
+    ) -> "asyncio.Future[Answer]":
+        """Enter one command; the future ends after its commit. Raises `Refusal` UNAVAILABLE."""
+        self.check_open()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._put(_Input(command, answer, contents, request, description))
+        return answer
+
+    def _put(self, item: _Input) -> None:
+        self._inputs.append(item)
+        if not self._entering:
+            self._entering = True
+            asyncio.get_running_loop().call_soon(self._enter_soon)
+
+    def _enter_soon(self) -> None:
+        self._entering = False
+        self._enter()
+
+    def _reported(self, report: RunReport) -> None:
+        key = (report.job, report.attempt)
+        if self.running.get(report.device) != key:
+            _log.info("late report of attempt %d of %s on %s ignored", report.attempt, report.job, report.device)
+            return
+        self._reports[key] = Report(report.detail, report.result, report.properties)
+        self._put(
+            _Input(RunEnded(device=report.device, job=report.job, attempt=report.attempt, outcome=report.outcome))
+        )
+
+    def _changed_ready(self, device: str, ready: bool) -> None:
+        self.ready[device] = ready
+        if self.stage is Stage.RUNNING:
+            self._put(_Input(SetDeviceReady(device=device, ready=ready)))
+
+    def _due(self) -> None:
+        self._timer = self._timer_due = None
+        self._enter()
+
+    def _beat(self) -> None:
+        now = self.now()
+        self._unit.batch.add(sql.PUT_META, ("alive", now))
+        self._kick()
+        self._heartbeat = self._clock.call_at(self._clock.now() + HEARTBEAT_NS, self._beat)
+
+    # --- one instant --------------------------------------------------------------------------------------------
+    def _enter(self) -> None:
+        if self.stage not in (Stage.RUNNING, Stage.STOPPING):
+            return
+        inputs, self._inputs = self._inputs, []
+        try:
+            self._apply(inputs)
+        except Exception as error:
+            _log.exception("the scheduler failed: this is a bug")
+            for item in inputs:
+                if item.answer is not None:
+                    self._unit.answers.append((item.answer, store_unavailable()))
+            self._fail(error)
+            return
+        self._kick()
+
+    def _apply(self, inputs: list[_Input]) -> None:
+        now = self.now()
+        owners: dict[str, str] = {}
+        for item in inputs:
+            if isinstance(item.command, CancelJob):
+                job = self.scheduler.job_view(item.command.job)
+                if job is not None:
+                    owners[job.job] = job.user
+        outcome = self.scheduler.apply([item.command for item in inputs], now)
+        unit, recorder = self._unit, self.recorder
+        contents: dict[str, JobContent] = {}
+        descriptions: dict[str, str] = {}
+        for item in inputs:
+            command = item.command
+            if isinstance(command, SubmitJobs):
+                contents.update(zip((job.job for job in command.jobs), item.contents, strict=True))
+            elif isinstance(command, SubmitJob):
+                contents[command.job] = item.contents[0]
+            elif item.description:
+                descriptions[getattr(command, "reservation", "")] = item.description
+        unit.published += recorder.record(
+            outcome.events,
+            now,
+            unit.batch,
+            contents=contents,
+            reports=self._reports,
+            descriptions=descriptions,
+            owners=owners,
+            default_content=self._automatic,
+        )
+        unit.jobs += recorder.accepted
+        for item, answer in zip(inputs, outcome.answers, strict=True):
+            if item.answer is None:
+                continue
+            if isinstance(answer, Refusal):
+                unit.answers.append((item.answer, answer))
+                continue
+            views = tuple(recorder.accepted[event.job] for event in answer if isinstance(event, JobQueued))
+            unit.answers.append((item.answer, Answer(answer, views)))
+            if item.request is not None:
+                self._keep_request(item.request, answer, views, now)
+        for event in outcome.events:
+            if isinstance(event, RunStarted):
+                self._started(event, now)
+            elif isinstance(event, RunFinished):
+                self._finished(event)
+        self._arm()
+
+    def _keep_request(
+        self, request: RequestKey, events: tuple[Event, ...], views: tuple[JobView, ...], now: int
+    ) -> None:
+        self.seen_requests.add(hash((request.caller, request.request_id)))
+        self._unit.batch.append(
+            sql.INSERT_REQUEST,
+            (
+                request.caller,
+                request.request_id,
+                request.digest,
+                now,
+                views[0].seq if views else None,
+                len(views),
+                None if views else event_json.encode(events),
+            ),
+        )
+
+    def _automatic(self, event: JobQueued) -> JobContent:
+        duration = self._settings[event.device].calibration_duration
+        return JobContent(program=_CALIBRATION, program_kind=ProgramKind.CALIBRATION, min_duration_ns=duration)
+
+    def _arm(self) -> None:
+        due = self.scheduler.next_deadline()
+        if due == self._timer_due or self.stage is not Stage.RUNNING:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_due = due
+        self._timer = None if due is None else self._clock.call_at(due - self._shift, self._due)
+
+    # --- runs ---------------------------------------------------------------------------------------------------
+    def _started(self, event: RunStarted, now: int) -> None:
+        self.running[event.device] = (event.job, event.attempt)
+        self.running_since[event.device] = now
+        payload = self.payloads.get(event.job)
+        if payload is not None:
+            circuits = self._circuits_in_memory(event.session, payload.digests, payload.new_digests, payload.program)
+            if circuits is not None:
+                self._run(event, payload.program, payload.min_duration_ns, circuits)
+                return
+        task = asyncio.get_running_loop().create_task(self._fetch_and_run(event))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _run(self, event: RunStarted, program: bytes, min_duration_ns: int, circuits: Mapping[bytes, bytes]) -> None:
+        self.devices[event.device].run(
+            Assignment(
+                job=event.job,
+                attempt=event.attempt,
+                program=program,
+                circuits=circuits,
+                limit_ns=event.limit,
+                min_duration_ns=min_duration_ns,
+                epoch=event.epoch,
+            )
+        )
+
+    def _circuits_in_memory(
+        self, session: str | None, digests: frozenset[bytes], own: tuple[bytes, ...], program: bytes
+    ) -> dict[bytes, bytes] | None:
+        """The circuits that a program names; None if one has to be read from the store."""
+        found: dict[bytes, bytes] = {}
+        for digest in digests:
+            circuit = self.circuits.get(digest)
+            if circuit is None:
+                source: bytes | None = None
+                if digest in own:
+                    source = program
+                elif session is not None:
+                    payload = self.payloads.get(self.circuits.source(session, digest) or "")
+                    source = payload.program if payload is not None else None
+                if source is None:
+                    return None
+                circuit = circuits_of(source)[digest]
+                self.circuits.put(digest, circuit)
+            found[digest] = circuit
+        return found
+
+    async def _fetch_and_run(self, event: RunStarted) -> None:
+        try:
+            row = await self._store.read(partial(reads.read_program, job=event.job))
+            if row is None:
+                raise StoreError(f"job {event.job} has no row")
+            for digest in row.digests - set(row.new_digests):
+                if self.circuits.get(digest) is None and event.session is not None:
+                    source = self.circuits.source(event.session, digest)
+                    other = await self._store.read(partial(reads.read_program, job=source or ""))
+                    if other is not None:
+                        self.circuits.put(digest, circuits_of(other.program)[digest])
+            circuits = self._circuits_in_memory(event.session, row.digests, row.new_digests, row.program)
+        except (StoreError, KeyError):
+            _log.exception("cannot read what %s executes", event.job)
+            circuits = row = None
+        if self.running.get(event.device) != (event.job, event.attempt):
+            return  # it was stopped in the meantime
+        if row is None or circuits is None:
+            self._reported(
+                RunReport(
+                    device=event.device,
+                    job=event.job,
+                    attempt=event.attempt,
+                    outcome=RunOutcome.WORKER_LOST,
+                    detail="the store could not give the program or a circuit that it names",
+                )
+            )
+            return
+        self._run(event, row.program, row.min_duration_ns, circuits)
+
+    def _finished(self, event: RunFinished) -> None:
+        self._reports.pop((event.job, event.attempt), None)
+        if self.running.get(event.device) == (event.job, event.attempt):
+            del self.running[event.device]
+            if event.outcome is RunOutcome.CANCELLED:
+                self.devices[event.device].stop_run(event.job, event.attempt)
+        if not self.running and self._idle is not None:
+            self._idle.set()
+
+    # --- commits ------------------------------------------------------------------------------------------------
+    def _kick(self) -> None:
+        """Hand the batch that has collected to the commit thread, unless one is on its way: the next begins then."""
+        if self._in_flight is not None or self.stage is Stage.FAILED:
+            return
+        self._flush()
+        unit = self._unit
+        if not (unit.batch or unit.answers or unit.published):
+            return
+        self._unit = _Unit()
+        if not unit.batch:
+            self._release(unit)
+            return
+        self._in_flight = unit
+        self._commit_task = asyncio.get_running_loop().create_task(self._commit(unit))
+
+    def _flush(self) -> None:
+        recorder, scheduler = self.recorder, self.scheduler
+        over = []
+        for name in recorder.touched_sessions:
+            live = scheduler.session_record(name)
+            if live is None:
+                over.append(name)
+                continue
+            record = recorder.sessions[name]
+            record.clocks = restart.session_clocks(live)
+            record.cache_deadline = live.cache_deadline
+            if live.active and not record.active:
+                record.activate_time = self._last_now  # a draining session was picked
+            record.active = live.active
+        for name in recorder.touched_devices:
+            device = scheduler.device_record(name)
+            if device is not None:
+                recorder.devices[name].clocks = restart.device_clocks(device)
+        recorder.flush(self._unit.batch, over)
+        for name in over:
+            if self._watches.is_watched(None, name):
+                self._unit.published.append(
+                    Published(recorder.event_number, self._last_now, None, name, "session_over", {}, None)
+                )
+
+    async def _commit(self, unit: _Unit) -> None:
+        try:
+            await self._store.commit(unit.batch)
+        except Exception as error:
+            self._in_flight = self._commit_task = None
+            for future, _ in unit.answers:
+                if not future.done():
+                    future.set_exception(store_unavailable())
+            self._fail(error)
+            return
+        self._in_flight = self._commit_task = None
+        self._rebuild_after = REBUILD_AFTER_NS
+        self.payloads.set_committed(unit.jobs)
+        self._release(unit)
+        self._kick()
+
+    def _release(self, unit: _Unit) -> None:
+        for future, answer in unit.answers:
+            if future.done():
+                continue  # whoever asked has gone
+            if isinstance(answer, Refusal):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+        self._watches.publish(unit.published)
+
+    # --- failure ------------------------------------------------------------------------------------------------
+    def _fail(self, error: Exception) -> None:
+        """Trust the memory no more: fail what is pending, stop the runs, and try to begin again from the store."""
+        if self.stage is Stage.FAILED:
+            return
+        _log.error("no more commands are taken: %s; the store is tried again from time to time", error)
+        was_stopping = self.stage is Stage.STOPPING
+        self._cancel_timers()
+        for future, _ in self._unit.answers:
+            if not future.done():
+                future.set_exception(store_unavailable())
+        for item in self._inputs:
+            if item.answer is not None and not item.answer.done():
+                item.answer.set_exception(store_unavailable())
+        self._unit = _Unit()
+        self._inputs = []
+        self._reports.clear()
+        for name, (job, attempt) in self.running.items():
+            self.devices[name].stop_run(job, attempt)
+        self.running.clear()
+        if self._idle is not None:
+            self._idle.set()
+        self.stage = Stage.FAILED
+        if not was_stopping:
+            self._rebuild_timer = self._clock.call_at(self._clock.now() + self._rebuild_after, self._rebuild)
+            self._rebuild_after = min(2 * self._rebuild_after, REBUILD_AFTER_NS_MAX)
+
+    def _rebuild(self) -> None:
+        self._rebuild_timer = None
+        task = asyncio.get_running_loop().create_task(self._try_again())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _try_again(self) -> None:
+        if self._commit_task is not None:
+            await self._commit_task
+        if self.stage is not Stage.FAILED:
+            return
+        try:
+            await self._take_up()
+        except StoreError as error:
+            _log.error("the store cannot be read: %s", error)
+            self._rebuild_timer = self._clock.call_at(self._clock.now() + self._rebuild_after, self._rebuild)
+            self._rebuild_after = min(2 * self._rebuild_after, REBUILD_AFTER_NS_MAX)
+
+
+def store_unavailable() -> Refusal:
+    """While the store cannot commit."""
+    return Refusal(
+        Code.UNAVAILABLE,
+        "STORE_UNAVAILABLE",
+        "the store cannot commit now; whether this call took effect is not known: try again with the same request_id",
+    )
+
+
+def stopping() -> Refusal:
+    """While the server stops."""
+    return Refusal(
+        Code.UNAVAILABLE, "STOPPING", "the server is stopping: try again with the same request_id when it is back"
+    )
