@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from cadenza_server.simulation import differences, read_scenario, run_files, simulate
 
 import _fastqueue
 from _fastqueue import reference
-from cadenza_server.simulation import differences, read_scenario, run_files, simulate
 
 FILES = sorted(Path(__file__).parent.glob("*.yaml"))
 QUEUES = {

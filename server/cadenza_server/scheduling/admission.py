@@ -23,6 +23,7 @@ from cadenza_server.model.errors import Code, Refusal, not_found
 from cadenza_server.model.paths import check_path, covers
 from cadenza_server.model.words import JobClass, JobState
 from cadenza_server.scheduling.calibrations import AUTOMATIC_PREFIX
+from cadenza_server.scheduling.company import Company
 from cadenza_server.scheduling.devices import Device
 from cadenza_server.scheduling.jobs import Job
 from cadenza_server.scheduling.reservations import Reservation
@@ -45,8 +46,8 @@ class Admission:
     def __init__(self, ledger: "Ledger") -> None:
         self._ledger: Final = ledger
 
-    def submit(self, command: SubmitJob, names: set[str], users: set[str]) -> tuple[Device, Session | None, str]:
-        """Return device, session and user of a new job. `names` and `users`: of the jobs before it in its command."""
+    def submit(self, command: SubmitJob, company: Company) -> tuple[Device, Session | None, str]:
+        """Return device, session and user of a new job. `company`: the jobs before it in its command."""
         ledger = self._ledger
         caller = command.caller
         session = None if command.session is None else self._session(command.session)
@@ -87,11 +88,11 @@ class Admission:
             _refuse_field("job", f"a job needs a name, and one that does not begin with {AUTOMATIC_PREFIX!r}")
         if not calibration and session is None:
             _check_is_path(user, "user")
-            ledger.tree.check_user(user, users)
+            ledger.tree.check_user(user, company)
         _check_priority(command.priority)
         _check_length(command.estimate, "estimate")
         _check_length(command.limit, "limit")
-        if command.job in ledger.jobs or command.job in ledger.ended or command.job in names:
+        if command.job in ledger.jobs or command.job in ledger.ended or command.job in company.names:
             _refuse_taken("job", command.job)
         if session is not None and not session.takes_jobs:
             raise Refusal(
@@ -130,7 +131,7 @@ class Admission:
         if not command.session:
             _refuse_field("session", "a session needs a name")
         _check_is_path(user, "user")
-        ledger.tree.check_user(user)
+        ledger.tree.check_user(user, Company())
         _check_length(command.max_time, "max_time")
         if command.interactive_ttl is not None and command.interactive_ttl < 0:
             _refuse_field("interactive_ttl", "interactive_ttl must not be negative")
@@ -172,7 +173,7 @@ class Admission:
         if not command.reservation:
             _refuse_field("reservation", "a reservation needs a name")
         _check_is_path(command.holder, "holder")
-        ledger.tree.check_place(command.holder)
+        ledger.tree.check_place(command.holder, Company())
         if command.start < ledger.now:
             _refuse_field("start", "a reservation cannot start in the past: choose a later start")
         if command.end <= command.start:
@@ -209,7 +210,7 @@ class Admission:
     def shares(self, path: str, shares: float) -> None:
         """Check the weight of a path."""
         _check_is_path(path, "path")
-        self._ledger.tree.check_place(path)
+        self._ledger.tree.check_place(path, Company())
         if not (shares > 0 and math.isfinite(shares)):
             _refuse_field("shares", f"shares must be a positive number, not {shares}")
 

@@ -5,7 +5,7 @@ order; then each free device, by name, picks its next job. A deadline that a com
 already due is handled before what comes next. Same inputs, same outputs, bit for bit.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from _fastqueue import BATCH_FITS_NOTHING, HELD, NOTHING, Queue
@@ -31,6 +31,7 @@ from cadenza_server.model.settings import HALF_LIFE_DEFAULT, DeviceSettings
 from cadenza_server.model.words import CalibrationRule, JobClass, JobReason, RunOutcome, SessionMode
 from cadenza_server.scheduling.admission import Admission
 from cadenza_server.scheduling.calibrations import Calibrations
+from cadenza_server.scheduling.company import Company
 from cadenza_server.scheduling.deadlines import DeadlineKind
 from cadenza_server.scheduling.devices import Device
 from cadenza_server.scheduling.jobs import Job, JobEvent
@@ -147,21 +148,22 @@ class Scheduler:
         events: list[Event] = []
         ledger.events = events
         answers: list[Refusal | tuple[Event, ...]] = [()] * len(commands)
-        if len(commands) == 1 and type(commands[0]) is RunEnded:
-            self._end_run(commands[0])
-            answers[0] = tuple(events)
+        ends: list[tuple[int, RunEnded]] = []
+        others: list[tuple[int, Command]] = []
+        for i, command in enumerate(commands):
+            if type(command) is RunEnded:
+                ends.append((i, command))
+            elif type(command) is Resumed:
+                answers[i] = self._execute(command)
+            else:
+                others.append((i, command))
+        ends.sort(key=_device_of)
+        for i, end in ends:
+            answers[i] = self._execute(end)
+        self._fire_due()
+        for i, command in others:
+            answers[i] = self._execute(command)
             self._fire_due()
-        else:
-            first = [(i, c) for i, c in enumerate(commands) if type(c) is Resumed]
-            ends = [(i, c) for i, c in enumerate(commands) if type(c) is RunEnded]
-            ends.sort(key=lambda end: end[1].device)
-            others = [(i, c) for i, c in enumerate(commands) if type(c) is not Resumed and type(c) is not RunEnded]
-            self._execute(first, answers)
-            self._execute(ends, answers)
-            self._fire_due()
-            for each in others:
-                self._execute((each,), answers)
-                self._fire_due()
         for device in ledger.devices.values():
             if device.running is None and device.ready:
                 self._dispatch(device)
@@ -171,16 +173,14 @@ class Scheduler:
         """When the next deadline is due, in nanoseconds: call `apply([], now)` then. None: there is none."""
         return self._ledger.deadlines.next_due()
 
-    def _execute(self, commands: Iterable[tuple[int, Command]], answers: list[Refusal | tuple[Event, ...]]) -> None:
+    def _execute(self, command: Command) -> Refusal | tuple[Event, ...]:
         events = self._ledger.events
-        for i, command in commands:
-            before = len(events)
-            try:
-                self._command_handlers[type(command)](command)
-            except Refusal as refusal:
-                answers[i] = refusal
-            else:
-                answers[i] = tuple(events[before:])
+        before = len(events)
+        try:
+            self._command_handlers[type(command)](command)
+        except Refusal as refusal:
+            return refusal
+        return tuple(events[before:])
 
     def _fire_due(self) -> None:
         ledger = self._ledger
@@ -259,21 +259,18 @@ class Scheduler:
     # --- commands -----------------------------------------------------------------------------------------------
 
     def _submit_job(self, command: SubmitJob) -> None:
-        self._enter_job(command, *self._admission.submit(command, set(), set()))
+        self._enter_job(command, *self._admission.submit(command, Company()))
 
     def _submit_jobs(self, command: SubmitJobs) -> None:
-        names: set[str] = set()
-        users: set[str] = set()
+        company = Company()
         checked = []
         for i, each in enumerate(command.jobs):
             try:
-                device, session, user = self._admission.submit(each, names, users)
+                device, session, user = self._admission.submit(each, company)
             except Refusal as refusal:
                 refusal.field = f"jobs[{i}]" if refusal.field is None else f"jobs[{i}].{refusal.field}"
                 raise
-            names.add(each.job)
-            if each.job_class is not JobClass.CALIBRATION:
-                users.add(user)
+            company.join(each.job, None if each.job_class is JobClass.CALIBRATION else user)
             checked.append((each, device, session, user))
         for each, device, session, user in checked:
             self._enter_job(each, device, session, user)
@@ -382,12 +379,12 @@ class Scheduler:
 
     def _resume(self, command: Resumed) -> None:
         self._admission.down_from(command.down_from)
-        for device in self._ledger.devices.values():
-            if device.running is not None:
-                self._runs.end(device, device.running, RunOutcome.PUT_BACK)
         slept = self._ledger.now - command.down_from
         self._sessions.slept(slept)
         self._calibrations.slept(slept)
+        for device in self._ledger.devices.values():
+            if device.running is not None:
+                self._runs.end(device, device.running, RunOutcome.PUT_BACK)
 
     # --- the share tree -----------------------------------------------------------------------------------------
 
@@ -408,3 +405,7 @@ class Scheduler:
         for each in new:
             self._reservations.node_added(each)
         return node
+
+
+def _device_of(end: tuple[int, RunEnded]) -> str:
+    return end[1].device

@@ -1,6 +1,6 @@
 """The share tree by path: which path is an account, which a user, and their nodes in the queue (semantics 1 and 6)."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final
 
@@ -8,6 +8,7 @@ from _fastqueue import ROOT, Queue
 from cadenza_server.model.errors import Code, Refusal
 from cadenza_server.model.events import UsageSettled
 from cadenza_server.model.paths import ancestors
+from cadenza_server.scheduling.company import Company
 
 
 class NodeKind(StrEnum):
@@ -52,20 +53,19 @@ class ShareTree:
         """Return the path of a handle."""
         return self._by_handle[handle].path
 
-    def check_user(self, path: str, beside: Collection[str] = ()) -> None:
-        """Refuse a path that cannot be a user, because it is an account or lies below a user. `beside`: users that the
-        same command brings."""
+    def check_user(self, path: str, company: Company) -> None:
+        """Refuse a path that cannot be a user, because it is an account or lies below a user."""
         node = self._nodes.get(path)
-        if (node is not None and node.kind is NodeKind.ACCOUNT) or any(user.startswith(path + "/") for user in beside):
+        if (node is not None and node.kind is NodeKind.ACCOUNT) or path in company.accounts:
             raise _conflict(path, f"{path!r} is an account and cannot be a user, too")
         if node is None or node.kind is NodeKind.UNDECIDED:
-            self.check_place(path, beside)
+            self.check_place(path, company)
 
-    def check_place(self, path: str, beside: Collection[str] = ()) -> None:
+    def check_place(self, path: str, company: Company) -> None:
         """Refuse a path that lies below a user."""
         for above in ancestors(path):
             node = self._nodes.get(above)
-            if (node is not None and node.kind is NodeKind.USER) or above in beside:
+            if (node is not None and node.kind is NodeKind.USER) or above in company.users:
                 raise _conflict(path, f"{above!r} is a user, and users have nobody below them: {path!r} cannot be")
 
     def add(self, path: str) -> tuple[Node, list[str]]:
