@@ -33,7 +33,10 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
     DEPTH_MAX = 32     # nodes on a path, the root included
-    BLOCK_SLOTS = 16
+    BLOCK_SLOTS = 15   # so that a block is whole cache lines
+    LINE = 64          # bytes of a cache line
+    WIDE_SIZE = 448
+    NARROW_SIZE = 320
     BLOCK_LEVELS = 16  # height of a tree: more than 2**32 slots need
     FLAG_ACCOUNT = 1
     FLAG_USER = 2
@@ -97,13 +100,14 @@ cdef struct Flight:       # a node's charges in flight
     uint32_t runs
 
 
-cdef struct Block:        # 464 bytes; in a narrow tree 336: it ends before `usage`
+cdef struct Block:        # WIDE_SIZE bytes, seven lines; in a narrow tree NARROW_SIZE, five: it ends before `usage`
     uint16_t count
     uint16_t height                # 0: leaf
     uint32_t ref[BLOCK_SLOTS]      # leaf: Entry, Job or Session; inner: Block
     int64_t least                  # of the estimates
     uint64_t order[BLOCK_SLOTS]    # in an inner block a lower bound of the keys behind the slot
     int64_t estimate[BLOCK_SLOTS]  # the least behind the slot
+    uint64_t unused
     uint64_t usage[BLOCK_SLOTS]    # usage / shares as an integer of the same order
 
 

@@ -21,13 +21,21 @@ The law of this file; every function may rely on it and leaves it behind true:
 from cpython.exc cimport PyErr_NoMemory
 from libc.math cimport exp2, expm1, isfinite, ldexp, log
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport abort, calloc, free, malloc, realloc
+from libc.stdlib cimport abort, free, malloc, realloc
 from libc.string cimport memcpy, memmove, memset
+
+cdef extern from "<stdlib.h>" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
 
 cdef extern from *:
     """
     #include <math.h>
     #include <stdint.h>
+    #if defined(__GNUC__) || defined(__clang__)
+    #define cadenza_prefetch(line) __builtin_prefetch(line)
+    #else
+    #define cadenza_prefetch(line) ((void)(line))
+    #endif
     /* a / b for 0 <= a < b, correctly rounded (as Python divides its integers), also beyond 2**53. */
     static double cadenza_fraction(int64_t a, int64_t b) {
         const int64_t exact = (int64_t)1 << 53;
@@ -45,6 +53,7 @@ cdef extern from *:
     }
     """
     double cadenza_fraction(int64_t a, int64_t b) noexcept nogil
+    void cadenza_prefetch(const char *line) noexcept nogil
 
 cdef enum:
     JOB_SHIFT = 12
@@ -53,7 +62,7 @@ cdef enum:
     EXTRA_SHIFT = 10
     BLOCK_SHIFT = 7
     SESSION_SHIFT = 8
-    DEVICE_SHIFT = 4
+    DEVICE_SHIFT = 4          # (a chunk of any pool is a multiple of LINE)
     BLOCKS_KEPT = 40          # free blocks that a change of one device may need
     MERGE_BELOW = 5           # a block with fewer slots looks for a neighbour to merge with
     MERGED_MAX = 12           # slots in a merged block: room is left for the next ones
@@ -107,9 +116,10 @@ cdef bint pool_grow(Pool *p) noexcept nogil:
             return False
         p.chunks = chunks
         p.chunk_max = chunk_max
-    chunk = <char *>calloc(<size_t>1 << p.shift, p.record_size)
+    chunk = <char *>aligned_alloc(LINE, <size_t>p.record_size << p.shift)
     if chunk == NULL:
         return False
+    memset(chunk, 0, <size_t>p.record_size << p.shift)
     p.chunks[p.chunk_count] = chunk
     p.chunk_count += 1
     return True
@@ -191,8 +201,16 @@ cdef inline uint32_t entry_node(State *q, uint32_t i) noexcept nogil:
 cdef inline Block *block_at(State *q, bint wide, uint32_t i) noexcept nogil:
     cdef size_t at = i & ((1 << BLOCK_SHIFT) - 1)
     if wide:
-        return <Block *>(q.wide.chunks[i >> BLOCK_SHIFT] + at * sizeof(Block))
-    return <Block *>(q.narrow.chunks[i >> BLOCK_SHIFT] + at * (sizeof(Block) - BLOCK_SLOTS * sizeof(uint64_t)))
+        return <Block *>(q.wide.chunks[i >> BLOCK_SHIFT] + at * WIDE_SIZE)
+    return <Block *>(q.narrow.chunks[i >> BLOCK_SHIFT] + at * NARROW_SIZE)
+
+
+cdef inline void fetch(const void *record, int size) noexcept nogil:
+    """Ask for all lines of a record at once, where they would otherwise be waited for one after the other."""
+    cdef int at = 0
+    while at < size:
+        cadenza_prefetch(<const char *>record + at)
+        at += LINE
 
 
 cdef inline Session *session_at(State *q, uint32_t i) noexcept nogil:
@@ -258,6 +276,7 @@ cdef inline void tree_seek(
     cdef int level = 0
     cdef int i
     cdef Block *b = block_at(q, wide, root)
+    fetch(b, WIDE_SIZE if wide else NARROW_SIZE)
     while b.height:
         i = block_find(b, wide, 1, usage, order + 1) - 1
         path.block[level] = root
@@ -265,6 +284,7 @@ cdef inline void tree_seek(
         level += 1
         root = b.ref[i]
         b = block_at(q, wide, root)
+        fetch(b, WIDE_SIZE if wide else NARROW_SIZE)
     path.block[level] = root
     path.slot[level] = block_find(b, wide, 0, usage, order)
     path.last = level
@@ -1015,6 +1035,7 @@ cdef uint32_t choose(State *q, uint32_t index, int64_t left, Context *c) noexcep
     cdef Node *n
     cdef uint32_t exempt, thinned, found, node
     cdef uint64_t usage, seq, key = 0
+    cdef Block *b
     cdef Best best
     cdef int i
     while True:
@@ -1026,12 +1047,18 @@ cdef uint32_t choose(State *q, uint32_t index, int64_t left, Context *c) noexcep
             left = FOREVER
         n = node_at(q, node)
         if not n.flags & FLAG_ACCOUNT:
+            fetch(block_at(q, False, e.root), NARROW_SIZE)
             c.entry = index
             return tree_front(q, e.root, &key) if left == FOREVER else tree_fit(q, e.root, left)
         exempt = entry_toward(q, node, c.holder, c.device) if left != FOREVER else <uint32_t>NO_ENTRY
         thinned = entry_toward(q, node, c.without, c.device) if c.without >= 0 else <uint32_t>NO_ENTRY
         if left == FOREVER and thinned == <uint32_t>NO_ENTRY:
-            index = tree_first(q, True, e.root).ref[0]
+            b = block_at(q, True, e.root)
+            while b.height:
+                fetch(b, WIDE_SIZE)  # a start will look for the new place
+                b = block_at(q, True, b.ref[0])
+            fetch(b, WIDE_SIZE)
+            index = b.ref[0]
             continue
         # The children on the way to the holder and to the user to leave out have picks of their own kind.
         best.job = 0
@@ -1176,6 +1203,7 @@ cdef int64_t queue_pick(State *q, uint32_t device, int64_t now) except? -9 nogil
     b = tree_first(q, False, entry_at(q, c.entry).root)
     if b.order[0] & (KEY_SESSION | KEY_SECOND):
         return candidate_job(q, found)
+    cadenza_prefetch(<const char *>job_at(q, found))
     q.picked = found
     q.picked_entry = c.entry
     return found
@@ -1206,8 +1234,8 @@ cdef int queue_init(State *q, int64_t half_life) except -1 nogil:
     pool_init(&q.nodes, sizeof(Node), NODE_SHIFT, 0)
     pool_init(&q.flights, sizeof(Flight), FLIGHT_SHIFT, 1)
     pool_init(&q.extras, sizeof(Extra), EXTRA_SHIFT, 1)
-    pool_init(&q.wide, sizeof(Block), BLOCK_SHIFT, 1)
-    pool_init(&q.narrow, sizeof(Block) - BLOCK_SLOTS * sizeof(uint64_t), BLOCK_SHIFT, 1)
+    pool_init(&q.wide, WIDE_SIZE, BLOCK_SHIFT, 1)
+    pool_init(&q.narrow, NARROW_SIZE, BLOCK_SHIFT, 1)
     pool_init(&q.sessions, sizeof(Session), SESSION_SHIFT, 1)
     pool_init(&q.devices, sizeof(Device), DEVICE_SHIFT, 0)
     q.half_life = half_life
@@ -1367,7 +1395,7 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
     cdef Node *n
     cdef Flight *flight
     cdef Before before
-    cdef Block *b
+    cdef Block *b = NULL
     cdef uint32_t user, device, owner, entry, picked, done = NO_DEVICE
     cdef int64_t estimate
     cdef uint8_t kind
@@ -1468,7 +1496,24 @@ cdef int queue_end(State *q, uint32_t device, double cost) except -1 nogil:
         n = node_at(q, n.parent)
     d.run_charge = 0.0
     price(q, d.run_user, old_keys, <uint32_t>NO_DEVICE)
+    if d.active == 0 and d.inside < 0:
+        pick_fetch(q, d)
     return 0
+
+
+cdef void pick_fetch(State *q, Device *d) noexcept nogil:
+    """Ask for what the next pick of a device by fair share will look at: the device is free now."""
+    cdef uint32_t index = d.root_entry
+    cdef Entry *e = entry_at(q, index)
+    cdef Block *b
+    if e.root == 0:
+        return
+    index = tree_first(q, True, e.root).ref[0]
+    if node_at(q, entry_node(q, index)).flags & FLAG_ACCOUNT:
+        b = block_at(q, True, entry_at(q, index).root)
+        while b.height:
+            b = block_at(q, True, b.ref[0])
+        fetch(b, WIDE_SIZE)
 
 
 cdef int queue_finish(State *q, uint32_t device, int64_t now) except -1 nogil:
