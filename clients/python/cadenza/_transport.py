@@ -179,6 +179,7 @@ class Transport(_Connection):
 
     def call(self, method: Callable[..., Response], request: object) -> Response:
         """One unary call, tried again while the server is unavailable: the request must be safe to repeat."""
+        self.check_open()
         attempt = 1
         while True:
             try:
@@ -186,9 +187,6 @@ class Transport(_Connection):
             except grpc.RpcError as raised:
                 self.pause_or_raise(map_error(raised, self.endpoint.target), attempt)
                 attempt += 1
-            except ValueError:
-                self.check_open()
-                raise
             else:
                 self._connected = True
                 return response
@@ -213,11 +211,8 @@ class Transport(_Connection):
 
     def open(self, method: Callable[..., Any], request: object, timeout_s: float | None) -> Any:
         """Open a stream that the server sends."""
-        try:
-            return method(request, timeout=timeout_s, metadata=self.endpoint.metadata)
-        except ValueError:
-            self.check_open()
-            raise
+        self.check_open()
+        return method(request, timeout=timeout_s, metadata=self.endpoint.metadata)
 
     def close(self) -> None:
         """Close the channel; what is under way ends."""
@@ -326,6 +321,7 @@ class AsyncTransport(_Connection):
 
     async def call(self, method: Callable[..., Awaitable[Response]], request: object) -> Response:
         """One unary call, tried again while the server is unavailable: the request must be safe to repeat."""
+        self.check_open()
         attempt = 1
         while True:
             try:
@@ -345,6 +341,7 @@ class AsyncTransport(_Connection):
 
     async def stream(self, method: Callable[..., Any], request: object) -> AsyncIterator[Any]:
         """The messages of one stream; raises `CadenzaError`."""
+        self.check_open()
         stream = method(request, metadata=self.endpoint.metadata)
         try:
             async for message in stream:
