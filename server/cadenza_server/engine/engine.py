@@ -303,6 +303,7 @@ class Engine:
                 _check_resumable(after, last)
                 return row, last, history.job_history(connection, row, after, history.CHUNK), None
 
+            await self._writer.catch_up()
             row, last, backlog, result = await self._read(begin)
             self._watches.set_session(watcher, row.view.session)
             seen = after if after is not None else last
@@ -358,6 +359,7 @@ class Engine:
                 notices = history.session_history(connection, view, after, history.CHUNK, with_jobs=not exclude_jobs)
                 return view, last, notices
 
+            await self._writer.catch_up()
             view, last, backlog = await self._read(begin)
             seen = after if after is not None else last
             if after is None:

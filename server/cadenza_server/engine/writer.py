@@ -284,6 +284,15 @@ class Writer:
         self._put(_Input(command, answer, contents, request, description))
         return answer
 
+    async def catch_up(self) -> None:
+        """Wait until all that was recorded so far is on disk. What happens from now on is told to those who watch now;
+        so a watch that reads the store after this misses nothing. Raises `Refusal` UNAVAILABLE."""
+        if self._in_flight is None and not (self._unit.batch or self._unit.answers):
+            return
+        done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._unit.answers.append((done, Answer((), ())))
+        await done
+
     def _put(self, item: _Input) -> None:
         self._inputs.append(item)
         if not self._entering:
@@ -463,7 +472,10 @@ class Writer:
 
     async def _fetch_and_run(self, event: RunStarted) -> None:
         try:
-            row = await self._store.read(partial(reads.read_program, job=event.job))
+            # A job that is not on disk yet is in memory in any case.
+            row: Payload | ProgramRow | None = self.payloads.get(event.job)
+            if row is None:
+                row = await self._store.read(partial(reads.read_program, job=event.job))
             if row is None:
                 raise StoreError(f"job {event.job} has no row")
             for digest in row.digests - set(row.new_digests):
