@@ -16,22 +16,26 @@ import numpy as np
 from cadenza.v1.device_pb2 import DeviceProperties, GateProperties, QubitProperties
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit
+from qiskit.circuit import CircuitInstruction
 from qiskit.circuit.library import get_standard_gate_name_mapping
 from qiskit.quantum_info import Operator
 from qiskit.transpiler import generate_preset_pass_manager
 
-from cadenza_server.execution.aer import SEED_MAX, execute, prepare
+from cadenza_server.execution.aer import execute, prepare_batch
 from cadenza_server.execution.programs import Bench
 
-READOUT_SHOTS: Final = 8192
-GATE_SHOTS: Final = 2048
-REPETITIONS: Final[dict[int, int]] = {1: 240, 2: 48}
-"""How often a gate on one and on two qubits is run: a multiple of every order up to `ORDER_MAX`, and long enough that
-errors of 1e-4 and 1e-3 show."""
+READOUT_SHOTS: Final = 4096
+GATE_SHOTS: Final = 1000
+"""Of each circuit."""
+REPETITIONS: Final[dict[int, int]] = {1: 120, 2: 36}
+"""How often a gate on one and on two qubits is run: a multiple of every order up to `ORDER_MAX`, and so long that
+errors of 1e-4 and 1e-3 show above the noise of the shots."""
 ORDER_MAX: Final = 4
 
 _EIGENSTATES: Final = ("0", "1", "+", "-", "r", "l")
 """Of Z, X and Y; the first of each pair has eigenvalue 1."""
+_GATES_OF_AER: Final = ("x", "sx", "cx")
+"""Gates that stand for all, where there is no noise."""
 _BASIS_PAIRS: Final = ((0, 1), (1, 2), (2, 0))
 """Of the two qubits: each basis once on each."""
 
@@ -50,20 +54,34 @@ def calibrate(bench: Bench) -> DeviceProperties:
     properties.CopyFrom(model.describe("").properties)
     if not properties.qubits:
         properties.qubits.extend(QubitProperties(qubit=qubit) for qubit in range(model.spec.num_qubits))
+    singles = {name: gate for name, gate in laboratory.gates.items() if gate.operation.num_qubits == 1}
+    single_errors: dict[tuple[str, int], float] = {}
     for qubit in properties.qubits:
-        wrong = laboratory.measure_readout(qubit.qubit)
-        qubit.prob_meas1_prep0, qubit.prob_meas0_prep1 = wrong
-        qubit.readout_error = sum(wrong) / 2
-    gates = laboratory.gates()
+        # without noise all qubits are alike: the gates of the first two stand for all
+        with_gates = model.backend is not None or qubit.qubit < 2
+        found = laboratory.measure_qubit(qubit.qubit, singles if with_gates else None)
+        qubit.prob_meas1_prep0, qubit.prob_meas0_prep1 = found.wrong
+        qubit.readout_error = sum(found.wrong) / 2
+        single_errors.update({(name, qubit.qubit): error for name, error in found.errors.items()})
     if model.backend is None:
-        for name, gate in gates.items():
-            error = laboratory.measure_gate(gate, range(gate.operation.num_qubits))
+        for name, gate in laboratory.gates.items():
+            error = single_errors[name, 0] if name in singles else laboratory.measure_pair(gate, (0, 1))
             properties.gates.append(GateProperties(gate=name, error=error))
         return properties
     for entry in properties.gates:
-        if entry.gate in gates:
-            entry.error = laboratory.measure_gate(gates[entry.gate], entry.qubits)
+        if entry.gate in singles:
+            entry.error = single_errors[entry.gate, entry.qubits[0]]
+        elif entry.gate in laboratory.gates:
+            entry.error = laboratory.measure_pair(laboratory.gates[entry.gate], tuple(entry.qubits))
     return properties
+
+
+@dataclass(frozen=True, slots=True)
+class _QubitFindings:
+    wrong: tuple[float, float]
+    """Probability of 1 after 0, and of 0 after 1. What the preparation of 1 does wrong is in it."""
+    errors: dict[str, float]
+    """Average infidelity of each gate."""
 
 
 class _Laboratory:
@@ -73,21 +91,24 @@ class _Laboratory:
         self._bench = bench
         self._model = bench.model
         self._experiment = 0
+        self.gates = self._find_gates()
         basis = list(self._model.spec.basis_gates) if self._model.backend is not None else ["x", "sx", "rz"]
-        self._to_basis = generate_preset_pass_manager(
-            optimization_level=1, basis_gates=[*basis, "measure"], seed_transpiler=0
-        )
-        self._preparations = {state: self._prepare(state) for state in _EIGENSTATES}
+        to_basis = generate_preset_pass_manager(optimization_level=1, basis_gates=basis, seed_transpiler=0)
+        self._preparations = {state: _prepare(state, to_basis) for state in _EIGENSTATES}
         self._references: dict[int, float] = {}
+        """What preparing and measuring leaves of the states of each qubit."""
 
-    def gates(self) -> dict[str, _Gate]:
-        """Gates of the device without parameters, on one or two qubits, that come back to the identity soon."""
+    def _find_gates(self) -> dict[str, _Gate]:
+        """Gates of the device without parameters, on one or two qubits, that come back to the identity soon. Not `id`:
+        it only waits.
+        """
         known = get_standard_gate_name_mapping()
-        names = self._model.spec.basis_gates if self._model.backend is not None else ("x", "sx", "cx")
+        generic = self._model.backend is not None
         gates = {}
-        for name in names:
+        for name in self._model.spec.basis_gates if generic else _GATES_OF_AER:
             operation = known.get(name)
-            if operation is None or operation.params or operation.num_qubits not in REPETITIONS:
+            few = operation is not None and operation.num_qubits <= min(2, self._model.spec.num_qubits)
+            if not few or operation.params or name == "id":
                 continue
             step = power = Operator(operation)
             for _ in range(ORDER_MAX):
@@ -97,95 +118,87 @@ class _Laboratory:
                 power = power @ step
         return gates
 
-    def measure_readout(self, qubit: int) -> tuple[float, float]:
-        """(probability of 1 after 0, probability of 0 after 1). What the preparation of 1 does wrong is in it."""
-        zero = self._run(self._experiment_on([qubit], ["0"], None, 0, undo=False), READOUT_SHOTS)
-        one = self._run(self._experiment_on([qubit], ["1"], None, 0, undo=False), READOUT_SHOTS)
-        return float(zero[:, 0].mean()), float(1.0 - one[:, 0].mean())
+    def measure_qubit(self, qubit: int, gates: dict[str, _Gate] | None) -> _QubitFindings:
+        """Readout and, unless `gates` is None, reference and one-qubit gates of a qubit."""
+        readout = [self._circuit((qubit,), (state,), None, undo=False) for state in "01"]
+        after_zero, after_one = (float(ones[:, 0].mean()) for ones in self._run(readout, READOUT_SHOTS))
+        if gates is None:
+            return _QubitFindings((after_zero, 1 - after_one), {})
+        circuits = [
+            self._circuit((qubit,), (state,), gate) for gate in (None, *gates.values()) for state in _EIGENSTATES
+        ]
+        ones = [outcomes[:, 0].mean() for outcomes in self._run(circuits, GATE_SHOTS)]
+        signs = 1 - 2 * np.array(ones).reshape(-1, len(_EIGENSTATES)).mean(axis=1)
+        self._references[qubit] = float(signs[0])
+        errors = {}
+        for (name, gate), left in zip(gates.items(), signs[1:], strict=True):
+            decay = _root(left / self._references[qubit], gate.repetitions)
+            errors[name] = 2 / 3 * (1 - (1 + 3 * decay) / 4)
+        return _QubitFindings((after_zero, 1 - after_one), errors)
 
-    def measure_gate(self, gate: _Gate, qubits: Sequence[int]) -> float:
-        """The average gate infidelity on these qubits."""
-        references = [self._reference(qubit) for qubit in qubits]
-        count = gate.repetitions
-        if len(qubits) == 1:
-            decay = _root(self._one_qubit(qubits[0], gate, count) / references[0], count)
-            return 2 / 3 * (1 - (1 + 3 * decay) / 4)
-        left = self._two_qubits(qubits, gate, count)
-        first, second = references
+    def measure_pair(self, gate: _Gate, qubits: tuple[int, ...]) -> float:
+        """The average infidelity of a two-qubit gate. Both qubits must have been measured."""
+        circuits = [
+            self._circuit(qubits, (_EIGENSTATES[2 * first + sign], _EIGENSTATES[2 * second + sign]), gate)
+            for first, second in _BASIS_PAIRS
+            for sign in (0, 1)
+        ]
+        left = np.zeros(3)
+        for outcomes in self._run(circuits, GATE_SHOTS):
+            signs = 1.0 - 2.0 * outcomes
+            left += signs[:, 0].mean(), signs[:, 1].mean(), (signs[:, 0] * signs[:, 1]).mean()
+        left /= len(circuits)
+        first, second = (self._references[qubit] for qubit in qubits)
         f10, f01, f11 = (
-            _root(value / reference, count)
+            _root(value / reference, gate.repetitions)
             for value, reference in zip(left, (first, second, first * second), strict=True)
         )
         return 4 / 5 * (1 - (1 + 3 * f10 + 3 * f01 + 9 * f11) / 16)
 
-    def _reference(self, qubit: int) -> float:
-        """What preparing and measuring leaves of the states of a qubit."""
-        if qubit not in self._references:
-            self._references[qubit] = self._one_qubit(qubit, None, 0)
-        return self._references[qubit]
-
-    def _one_qubit(self, qubit: int, gate: _Gate | None, count: int) -> float:
-        left = [
-            1 - 2 * self._run(self._experiment_on([qubit], [state], gate, count), GATE_SHOTS)[:, 0].mean()
-            for state in _EIGENSTATES
-        ]
-        return float(np.mean(left))
-
-    def _two_qubits(self, qubits: Sequence[int], gate: _Gate, count: int) -> NDArray[np.float64]:
-        """What is left of operators on the first, on the second, and on both qubits."""
-        left = np.zeros(3)
-        for first, second in _BASIS_PAIRS:
-            for sign in (0, 1):
-                states = [_EIGENSTATES[2 * first + sign], _EIGENSTATES[2 * second + sign]]
-                signs = 1 - 2 * self._run(self._experiment_on(qubits, states, gate, count), GATE_SHOTS).astype(float)
-                left += signs[:, 0].mean(), signs[:, 1].mean(), (signs[:, 0] * signs[:, 1]).mean()
-        return left / (2 * len(_BASIS_PAIRS))
-
-    def _experiment_on(
-        self, qubits: Sequence[int], states: Sequence[str], gate: _Gate | None, count: int, *, undo: bool = True
-    ) -> Any:
-        """Prepare a state on each of the qubits, run the gate `count` times, take the preparation back, measure."""
+    def _circuit(self, qubits: Sequence[int], states: Sequence[str], gate: _Gate | None, *, undo: bool = True) -> Any:
+        """Prepare a state on each of the qubits, repeat the gate, take the preparation back, measure."""
         circuit = QuantumCircuit(self._model.spec.num_qubits, len(qubits))
         for qubit, state in zip(qubits, states, strict=True):
             circuit.compose(self._preparations[state][0], [qubit], inplace=True)
-        for _ in range(count if gate else 0):
-            circuit.append(gate.operation if gate else None, list(qubits))
+        if gate is not None:
+            step = CircuitInstruction(gate.operation, [circuit.qubits[qubit] for qubit in qubits])
+            for _ in range(gate.repetitions):
+                circuit._append(step)
         for place, (qubit, state) in enumerate(zip(qubits, states, strict=True)):
             if undo:
                 circuit.compose(self._preparations[state][1], [qubit], inplace=True)
             circuit.measure(qubit, place)
         return circuit
 
-    def _prepare(self, state: str) -> tuple[Any, Any]:
-        """The state's preparation and its inverse in the device's gates."""
-        circuit = QuantumCircuit(1)
-        if state in "1-l":
-            circuit.x(0)
-        if state in "+-":
-            circuit.h(0)
-        elif state in "rl":
-            circuit.sxdg(0)
-        return self._to_basis.run(circuit), self._to_basis.run(circuit.inverse())
-
-    def _run(self, circuit: Any, shots: int) -> NDArray[np.int_]:
-        """The outcomes: a row a shot, a column a classical bit."""
-        seed = self._bench.seed
-        if seed is not None:
-            self._experiment += 1
-            seed = int(np.random.SeedSequence([seed, self._experiment]).generate_state(1, np.uint64)[0]) & SEED_MAX
-        prepared = prepare(self._model, circuit, (), noisy=self._bench.noisy)
+    def _run(self, circuits: Sequence[Any], shots: int) -> list[NDArray[np.int_]]:
+        """The outcomes of each circuit: a row a shot, a column a classical bit."""
+        self._experiment += 1
         execution = execute(
             self._model,
-            prepared,
+            prepare_batch(self._model, circuits, noisy=self._bench.noisy),
             np.empty((1, 0)),
             shots=shots,
-            seed=seed,
+            seed=self._bench.seed_of(self._experiment),
             method=self._bench.method,
             memory=False,
         )
-        counts = execution.data[0]["counts"]
-        outcomes = np.repeat([int(outcome, 16) for outcome in counts], list(counts.values()))
-        return (outcomes[:, None] >> np.arange(circuit.num_clbits)) & 1
+        found = []
+        for circuit, data in zip(circuits, execution.data, strict=True):
+            outcomes = np.repeat([int(outcome, 16) for outcome in data["counts"]], list(data["counts"].values()))
+            found.append((outcomes[:, None] >> np.arange(circuit.num_clbits)) & 1)
+        return found
+
+
+def _prepare(state: str, to_basis: Any) -> tuple[Any, Any]:
+    """A state's preparation and its inverse in the device's gates."""
+    circuit = QuantumCircuit(1)
+    if state in "1-l":
+        circuit.x(0)
+    if state in "+-":
+        circuit.h(0)
+    elif state in "rl":
+        circuit.sxdg(0)
+    return to_basis.run(circuit), to_basis.run(circuit.inverse())
 
 
 def _root(value: float, count: int) -> float:

@@ -58,7 +58,7 @@ class DeviceModel:
             )
             if spec.noise:
                 self.noise_model = NoiseModel.from_backend(self.backend)
-                self.noise_errors = self.noise_model.to_dict(serializable=True)["errors"]
+                self.noise_errors = read_noise(self.noise_model)
 
     def fit(self, circuit: Any, level: int, *, strict: bool) -> Any:
         """`circuit` as the device executes it: in its basis and on its qubits. With `strict` it must be so already.
@@ -171,6 +171,59 @@ class DeviceModel:
                         GateProperties(gate=gate, qubits=qubits, error=known.error, duration_s=known.duration)
                     )
         return properties
+
+
+def read_noise(noise_model: Any) -> list[dict[str, Any]]:
+    """The errors of a noise model as Aer's simulator takes them, each with as few terms as say the same.
+
+    A two-qubit gate that depolarises and relaxes comes as 16 x 9 products of a Pauli and what relaxation does; only 25
+    of them differ, and reading the terms is most of the time of a small run.
+    """
+    return [_merge_terms(error) for error in noise_model.to_dict(serializable=True)["errors"]]
+
+
+def _merge_terms(error: dict[str, Any]) -> dict[str, Any]:
+    """Add up the terms of an error that do the same. Errors of anything but Paulis and resets stay as they are."""
+    if error["type"] != "qerror":
+        return error
+    merged: dict[tuple[tuple[int, str], ...], float] = {}
+    for instructions, probability in zip(error["instructions"], error["probabilities"], strict=True):
+        effects: dict[int, str] = {}
+        for instruction in instructions:
+            letters = _LETTERS.get(instruction["name"]) or "".join(map(str, instruction.get("params", ())))[::-1]
+            if instruction["name"] not in _LETTERS and instruction["name"] != "pauli":
+                return error
+            for qubit, letter in zip(instruction["qubits"], letters, strict=True):
+                effects[qubit] = _follow(effects.get(qubit, ""), letter)
+        key = tuple(sorted((qubit, effect) for qubit, effect in effects.items() if effect))
+        merged[key] = merged.get(key, 0.0) + probability
+    return {
+        **error,
+        "instructions": [_spell(effects) for effects in merged],
+        "probabilities": list(merged.values()),
+    }
+
+
+_LETTERS: Final = {"id": "I", "x": "X", "y": "Y", "z": "Z", "reset": "R"}
+_NAMES: Final = {"X": "x", "Y": "y", "Z": "z", "R": "reset"}
+_PAULI_PRODUCTS: Final = {frozenset("XY"): "Z", frozenset("YZ"): "X", frozenset("XZ"): "Y"}
+
+
+def _follow(effect: str, letter: str) -> str:
+    """What an effect on a qubit and then one more do together, up to a phase: nothing, a Pauli, or a reset and maybe a
+    Pauli."""
+    if letter == "I":
+        return effect
+    if letter == "R":
+        return "R"
+    reset, pauli = ("R", effect[1:]) if effect.startswith("R") else ("", effect)
+    product = letter if not pauli else "" if pauli == letter else _PAULI_PRODUCTS[frozenset((pauli, letter))]
+    return reset + product
+
+
+def _spell(effects: tuple[tuple[int, str], ...]) -> list[dict[str, Any]]:
+    instructions = [{"name": _NAMES[letter], "qubits": [qubit]} for qubit, effect in effects for letter in effect]
+    return instructions or [{"name": "id", "qubits": [0]}]
 
 
 def _coupling_map(spec: DeviceSpec) -> Any:
