@@ -10,6 +10,8 @@ from matplotlib.patches import Patch
 
 PALETTE = ("#4269d0", "#efb118", "#6cc5b0", "#ff725c", "#a463f2", "#9c6b4e", "#97bbf5", "#3ca951", "#ff8ab7", "#9498a0")
 
+SHADES = ("#dfe7f8", "#f3efe2", "#e4f1e7", "#f5e3e6")
+
 
 @dataclass(frozen=True, slots=True)
 class Bar:
@@ -52,30 +54,22 @@ def draw_timeline(
     axes = figure.add_subplot()
     heights = {row: len(rows) - 1 - i for i, row in enumerate(rows)}
     meanings = list(dict.fromkeys(shade.meaning for shade in shades))
-    hatches = {meaning: ("", "//", "..", "xx")[i % 4] for i, meaning in enumerate(meanings)}
+    fills = {meaning: SHADES[i % len(SHADES)] for i, meaning in enumerate(meanings)}
     for shade in shades:
         bottom, height = (-0.5, len(rows)) if shade.row is None else (heights[shade.row] - 0.5, 1)
         axes.broken_barh(
-            [(shade.start, shade.end - shade.start)],
-            (bottom, height),
-            facecolor="#d9e2f7" if shade.row is None else "#ececec",
-            edgecolor="#8fa3cf",
-            hatch=hatches[shade.meaning],
-            linewidth=0.5,
-            zorder=0,
+            [(shade.start, shade.end - shade.start)], (bottom, height), facecolor=fills[shade.meaning], zorder=0
         )
+    # A run that is too short to be seen is drawn as a line; the others are parted by a thin white edge.
+    visible = max((bar.end for bar in bars), default=0.0) / 250
     for row in rows:
-        for meaning in chosen:
+        for meaning, colour in chosen.items():
             spans = [(b.start, b.end - b.start) for b in bars if b.row == row and b.colour == meaning]
-            if spans:
-                axes.broken_barh(
-                    spans,
-                    (heights[row] - 0.32, 0.64),
-                    facecolor=chosen[meaning],
-                    edgecolor="white",
-                    linewidth=0.2,
-                    zorder=2,
-                )
+            for wide, edge, width in ((True, "white", 0.4), (False, colour, 0.8)):
+                if some := [span for span in spans if (span[1] >= visible) is wide]:
+                    axes.broken_barh(
+                        some, (heights[row] - 0.32, 0.64), facecolor=colour, edgecolor=edge, linewidth=width, zorder=2
+                    )
     axes.set_ylim(-0.5, len(rows) - 0.5)
     axes.set_xlim(left=0)
     axes.set_yticks([heights[row] for row in rows], list(rows))
@@ -85,7 +79,7 @@ def draw_timeline(
         axes.spines[side].set_visible(False)
     used = [m for m in chosen if any(b.colour == m for b in bars)]
     key = [Patch(facecolor=chosen[m], label=m) for m in used]
-    key += [Patch(facecolor="#d9e2f7", edgecolor="#8fa3cf", hatch=hatches[m], label=m) for m in meanings]
+    key += [Patch(facecolor=fills[m], label=m) for m in meanings]
     if key:
         axes.legend(handles=key, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     figure.savefig(path, dpi=130)

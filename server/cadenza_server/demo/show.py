@@ -230,7 +230,7 @@ def judge(record: Record) -> list[Check]:
         ),
         Check(
             "bob and cyd got what their shares are due, to within one longest job",
-            0 < apart <= longest,
+            longest > 0 and apart <= longest,
             ", ".join(f"{s.user} {s.got:.2f} s of {s.due:.2f} s due" for s in shares)
             + f"; {apart:.2f} s apart, longest job {longest:.2f} s",
         ),
@@ -299,10 +299,15 @@ def draw(record: Record, picture: Path) -> None:
         )
         for run in record.runs
     ]
+    alone = on_its_own_runs(record)
     draw_timeline(
         picture,
-        title=f"Who had the device {DEVICE!r}: ada's VQE in a session, then without one",
+        title=f"Who had the device {DEVICE!r}",
         rows=rows,
         bars=bars,
-        shades=[Shade(record.session_start, record.session_end, "ada's session has the device")],
+        shades=[
+            Shade(record.session_start, record.session_end, "ada's session has the device"),
+            Shade(min(r.start for r in alone), max(r.end for r in alone), "ada's same VQE without a session"),
+        ],
+        colours={"session job": "#1f4fd8", "fair-share job": "#9aa5b8", "calibration": "#d1495b"},
     )
