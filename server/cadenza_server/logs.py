@@ -54,3 +54,4 @@ def set_up_logs(form: str, level: str) -> None:
     root.setLevel(level.upper())
     # gRPC's own debugging says one thing a call, and nothing about ours.
     logging.getLogger("grpc").setLevel(max(root.level, logging.INFO))
+    logging.getLogger("alembic.runtime.plugins").setLevel(max(root.level, logging.WARNING))

@@ -16,9 +16,6 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc.error_details_pb2 import ErrorInfo
-from google.rpc.status_pb2 import Status
-
 from cadenza.v1 import (
     device_service_pb2_grpc,
     job_pb2,
@@ -29,6 +26,8 @@ from cadenza.v1 import (
     session_service_pb2_grpc,
     share_service_pb2_grpc,
 )
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
 
 CALL_SECONDS_MAX = 30.0
 START_SECONDS_MAX = 60.0

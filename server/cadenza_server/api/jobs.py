@@ -67,19 +67,20 @@ class JobSubmitter:
             raise invalid("job_id", f"ids that begin with {CALIBRATION_PREFIX!r} are the devices' own: take another")
         session, device = spec.session_id, spec.device
         if session:
-            home = await self._scope.find_device(session)
+            home = await self._scope.find_device(session, "session_id")
             if device and device != home:
-                self._scope.facts(device)
+                self._scope.facts(device, "device")
                 raise invalid("device", f"the session is on {home!r}, not {device!r}: leave it out", "DEVICE_MISMATCH")
             device = home
         elif not device:
             raise invalid("device", "it is missing: name a device or a session")
+        facts = self._scope.facts(device, "device")
         tags = check_tags(spec.tags, "tags")
         hint = check_length(spec.estimate_hint, "estimate_hint") if spec.HasField("estimate_hint") else None
         try:
             content = self._checker.check(
                 spec.program,
-                self._scope.facts(device),
+                facts,
                 in_session=bool(session),
                 tags=tags,
                 estimate_hint_ns=hint,

@@ -7,7 +7,7 @@ from typing import Final
 from cadenza_server.api.programs import DeviceFacts
 from cadenza_server.engine import Engine
 from cadenza_server.model.commands import Caller
-from cadenza_server.model.errors import not_found
+from cadenza_server.model.errors import Refusal, not_found
 from cadenza_server.model.paths import covers
 from cadenza_server.model.settings import DeviceSettings
 
@@ -25,18 +25,24 @@ class Scope:
         self._facts = facts
         self._devices: OrderedDict[str, str] = OrderedDict()
 
-    def facts(self, device: str) -> DeviceFacts:
-        """What programs for the device are checked against. Raises `Refusal` UNKNOWN_DEVICE."""
+    def facts(self, device: str, field: str) -> DeviceFacts:
+        """What programs for the device that `field` names are checked against. Raises `Refusal` UNKNOWN_DEVICE."""
         try:
             return self._facts[device]
         except KeyError:
-            raise not_found("device", device) from None
+            refusal = not_found("device", device)
+            refusal.field = field
+            raise refusal from None
 
-    async def find_device(self, session: str) -> str:
-        """The device of a session. Raises `Refusal` UNKNOWN_SESSION."""
+    async def find_device(self, session: str, field: str) -> str:
+        """The device of the session that `field` names. Raises `Refusal` UNKNOWN_SESSION."""
         device = self._devices.get(session)
         if device is None:
-            device = (await self.engine.get_session(session)).device
+            try:
+                device = (await self.engine.get_session(session)).device
+            except Refusal as refusal:
+                refusal.field = field
+                raise
             self.remember(session, device)
         return device
 
