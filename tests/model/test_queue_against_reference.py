@@ -137,7 +137,7 @@ class Pair:
                 self.compiled.push_session(session.compiled, *arguments),
             ]
         assert handles[1] not in {job.compiled for job in self.jobs}
-        self.jobs.append(Job(*handles, device, session, first))
+        self.jobs.append(Job(handles[0], handles[1], device, session, first))
 
     def next_seq(self, back: bool) -> int:
         """Ever larger, but for a job that comes back to its place."""
@@ -460,7 +460,7 @@ class QueueMachine(RuleBasedStateMachine):
 @pytest.mark.parametrize("part", range(3))
 def test_compiled_queue_answers_as_the_reference_does(part: int) -> None:
     """Any operations, small states."""
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         seed(SEED + part)(QueueMachine),
         settings=settings(
             max_examples=int(os.environ.get("CADENZA_EXAMPLES", "100")),

@@ -8,6 +8,7 @@ Needs Cython and a C and C++ compiler: what drives the queue from C is built in 
 import argparse
 import heapq
 import importlib.util
+import os
 import platform
 import random
 import statistics
@@ -26,26 +27,22 @@ SECOND = 10**9
 SAME_USER = 2**32 - 1
 
 
+BUILD = """
+import sys
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+root = sys.argv.pop()
+drive = Extension("drive", ["drive.pyx"], language="c++", extra_compile_args=["-O2"])
+setup(name="drive", ext_modules=cythonize([drive], include_path=[root], quiet=True))
+"""
+
+
 def build(folder: Path) -> ModuleType:
     """Compile `drive.pyx` in `folder` and import it."""
-    script = (
-        "import sys\n"
-        "from Cython.Build import cythonize\n"
-        "from setuptools import Extension, setup\n"
-        "root, source = sys.argv[3:]\n"
-        "del sys.argv[3:]\n"
-        "drive = Extension('drive', [source], language='c++', extra_compile_args=['-O2'])\n"
-        "setup(name='drive', ext_modules=cythonize([drive], include_path=[root], quiet=True))\n"
-    )
-    source = folder / "drive.pyx"
-    source.write_text((HERE / "drive.pyx").read_text())
-    (folder / "build.py").write_text(script)
-    command = [sys.executable, "build.py", "-q", "build_ext", "--inplace"]
-    # setuptools reads the first three arguments; the script takes the other two off.
-    (folder / "build.py").write_text(script.replace("sys.argv[3:]", "sys.argv[4:]"))
-    subprocess.run([*command, str(ROOT), str(source)], cwd=folder, check=True)
-    built = next(folder.glob("drive*.so"))
-    spec = importlib.util.spec_from_file_location("drive", built)
+    (folder / "drive.pyx").write_text((HERE / "drive.pyx").read_text())
+    command = [sys.executable, "-c", BUILD, "-q", "build_ext", "--inplace", str(ROOT)]
+    subprocess.run(command, cwd=folder, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    spec = importlib.util.spec_from_file_location("drive", next(folder.glob("drive*.so")))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -70,14 +67,11 @@ class Workload:
         self.users = [self.queue.add_node(accounts[i % len(accounts)]) for i in range(user_count)]
         chance.shuffle(self.users)
         self.owner: dict[int, int] = {}
-        jobs: list[int] = []
         for seq in range(size):
             user = self.users[seq % user_count]
-            jobs.append(self.queue.push(0, user, seq, 0, self.estimate()))
-            self.owner[jobs[-1]] = user
+            self.owner[self.queue.push(0, user, seq, 0, self.estimate())] = user
         for user in self.users:
             self.queue.charge(user, self.now, chance.randrange(1, 20 * SECOND))
-        self.jobs = jobs
         self.bytes = self.queue.memory_bytes() - before
 
     def estimate(self) -> int:
@@ -162,17 +156,14 @@ def measure(drive: ModuleType, size: int, runs: int, count: int) -> dict[str, fl
         took, nothing = work.cycles(drive, count, window=SECOND * 6 // 10)
         note("cycle from C, before a window that one job in 15 fits", took)
         note("  part of the picks that found nothing", nothing)
-        work.owner = {}
     for _ in range(runs):
         note("pick alone", drive.picks(work.queue, work.now, 10_000) / 10_000 * 1e9)
     # From Python: whose job is whose has to be known, so the queue is made again.
     work = Workload(size, chance)
     work.cycles_from_python(size)
-    jobs = list(work.owner)
     for _ in range(runs):
         note("cycle from Python", work.cycles_from_python(python_count))
         note("heapq pop + push", heapq_cycles(heap, chance, python_count))
-    del jobs
     single = min(size // 20, 20_000)
     clock = drive.clocks(100_000) / 100_000 * 1e9
     work = Workload(size, chance)
