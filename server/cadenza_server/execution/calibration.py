@@ -26,6 +26,7 @@ from cadenza_server.execution.programs import Bench
 
 READOUT_SHOTS: Final = 4096
 GATE_SHOTS: Final = 1000
+PAIR_SHOTS: Final = 600
 """Of each circuit."""
 REPETITIONS: Final[dict[int, int]] = {1: 120, 2: 36}
 """How often a gate on one and on two qubits is run: a multiple of every order up to `ORDER_MAX`, and so long that
@@ -36,8 +37,12 @@ _EIGENSTATES: Final = ("0", "1", "+", "-", "r", "l")
 """Of Z, X and Y; the first of each pair has eigenvalue 1."""
 _GATES_OF_AER: Final = ("x", "sx", "cx")
 """Gates that stand for all, where there is no noise."""
-_BASIS_PAIRS: Final = ((0, 1), (1, 2), (2, 0))
-"""Of the two qubits: each basis once on each."""
+_PAIR_STATES: Final = (
+    *((first + second, 1.0) for first in "+r" for second in "+r"),
+    *(("0+", 1.0), ("1r", 1.0), ("+0", 1.0), ("r1", 1.0), ("00", 0.5), ("11", 0.5)),
+)
+"""States of two qubits and their weights: each pair of bases once. Relaxation shifts what is left of Z, so on each
+qubit 0 and 1 weigh the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +143,12 @@ class _Laboratory:
 
     def measure_pair(self, gate: _Gate, qubits: tuple[int, ...]) -> float:
         """The average infidelity of a two-qubit gate. Both qubits must have been measured."""
-        circuits = [
-            self._circuit(qubits, (_EIGENSTATES[2 * first + sign], _EIGENSTATES[2 * second + sign]), gate)
-            for first, second in _BASIS_PAIRS
-            for sign in (0, 1)
-        ]
+        circuits = [self._circuit(qubits, states, gate) for states, _ in _PAIR_STATES]
         left = np.zeros(3)
-        for outcomes in self._run(circuits, GATE_SHOTS):
+        for (_, weight), outcomes in zip(_PAIR_STATES, self._run(circuits, PAIR_SHOTS), strict=True):
             signs = 1.0 - 2.0 * outcomes
-            left += signs[:, 0].mean(), signs[:, 1].mean(), (signs[:, 0] * signs[:, 1]).mean()
-        left /= len(circuits)
+            left += weight * np.array((signs[:, 0].mean(), signs[:, 1].mean(), (signs[:, 0] * signs[:, 1]).mean()))
+        left /= sum(weight for _, weight in _PAIR_STATES)
         first, second = (self._references[qubit] for qubit in qubits)
         f10, f01, f11 = (
             _root(value / reference, gate.repetitions)

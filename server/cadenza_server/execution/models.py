@@ -4,6 +4,7 @@ Sources: Aer's noise model of a backend (`NoiseModel.from_backend`), Qiskit's `G
 heavy-hex coupling map (Falcon processors).
 """
 
+import warnings
 from typing import Any, Final
 
 from cadenza.v1.device_pb2 import Coupling, Device, DeviceProperties, GateProperties, QubitProperties
@@ -71,7 +72,9 @@ class DeviceModel:
         if self.backend is None and level <= 1 and self._executes(circuit):
             return circuit
         try:
-            return self._pass_manager(level).run(circuit)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # advice for whoever calls Qiskit, and that is not the job's author
+                return self._pass_manager(level).run(circuit)
         except Exception as error:
             raise ProgramError(f"the circuit cannot be transpiled for the device: {error}") from error
 

@@ -1,0 +1,473 @@
+"""Programs on real Aer, in this process: the results against Qiskit's and Aer's own primitives."""
+
+import hashlib
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from cadenza.arrays import array_from_tensor, bit_array_from_message, tensor_from_array
+from cadenza.v1.circuit_pb2 import Circuit
+from cadenza.v1.program_pb2 import EstimatorPub, Program, SamplerPub
+from cadenza.v1.result_pb2 import PubResult
+from cadenza_server.execution.errors import ProgramError
+from cadenza_server.execution.executor import AerExecutor
+from cadenza_server.execution.spec import DeviceSpec
+from numpy.typing import NDArray
+from qiskit import QuantumCircuit, qasm2, qasm3, qpy
+from qiskit.circuit import ClassicalRegister, Parameter, ParameterVector, QuantumRegister
+from qiskit.circuit.library import efficient_su2
+from qiskit.primitives import BitArray, StatevectorEstimator, StatevectorSampler
+from qiskit.quantum_info import SparseObservable, SparsePauliOp, average_gate_fidelity
+from qiskit_aer.primitives import EstimatorV2 as AerEstimator
+from qiskit_aer.primitives import SamplerV2 as AerSampler
+
+SEED = 17
+
+
+@pytest.fixture(scope="module")
+def aer() -> AerExecutor:
+    return AerExecutor("aer", DeviceSpec())
+
+
+@pytest.fixture(scope="module")
+def noisy() -> AerExecutor:
+    return AerExecutor("noisy", DeviceSpec(kind="generic"))
+
+
+def written(circuit: QuantumCircuit) -> bytes:
+    stream = io.BytesIO()
+    qpy.dump(circuit, stream)
+    return stream.getvalue()
+
+
+def sampler_pub(circuit: Any, values: Any = None, **fields: Any) -> SamplerPub:
+    pub = SamplerPub(circuit=circuit if isinstance(circuit, Circuit) else Circuit(qpy=written(circuit)), **fields)
+    if values is not None:
+        pub.parameter_values.CopyFrom(tensor_from_array(values))
+    return pub
+
+
+def estimator_pub(circuit: QuantumCircuit, observables: Any, values: Any = None, **fields: Any) -> EstimatorPub:
+    """`observables`: an array of dicts from labels to coefficients."""
+    pub = EstimatorPub(circuit=Circuit(qpy=written(circuit)), **fields)
+    array = np.array(observables, dtype=object)
+    pub.observables.shape.extend(array.shape)
+    for entry in array.ravel():
+        message = pub.observables.observables.add()
+        for label, coefficient in entry.items():
+            message.terms.add(pauli=label, coefficient=coefficient)
+    if values is not None:
+        pub.parameter_values.CopyFrom(tensor_from_array(values))
+    return pub
+
+
+def sample(executor: AerExecutor, *pubs: SamplerPub, shots: int = 1000, **options: Any) -> list[dict[str, BitArray]]:
+    program = Program()
+    program.sampler.pubs.extend(pubs)
+    program.sampler.default_shots = shots
+    program.sampler.options.seed = SEED
+    for name, value in options.items():
+        setattr(program.sampler.options, name, value)
+    result = executor.execute(program, {}, epoch=0, attempt=1).result
+    return [{field.name: BitArray(*bit_array_from_message(field.bits)) for field in pub.fields} for pub in result.pubs]
+
+
+def estimate(executor: AerExecutor, pub: EstimatorPub, **options: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    program = Program()
+    program.estimator.pubs.append(pub)
+    program.estimator.options.seed = SEED
+    for name, value in options.items():
+        setattr(program.estimator.options, name, value)
+    result: PubResult = executor.execute(program, {}, epoch=0, attempt=1).result.pubs[0]
+    evs, stds = (array_from_tensor(field.tensor) for field in result.fields)
+    assert [field.name for field in result.fields] == ["evs", "stds"]
+    assert evs.shape == stds.shape == tuple(result.shape)
+    return evs, stds
+
+
+def two_registers() -> QuantumCircuit:
+    circuit = QuantumCircuit(QuantumRegister(4, "q"), ClassicalRegister(9, "long"), ClassicalRegister(1, "short"))
+    circuit.h(0)
+    circuit.cx(0, 1)
+    circuit.ry(0.7, 2)
+    circuit.measure([0, 1, 2], [8, 3, 9])
+    return circuit
+
+
+def test_sampler_has_the_bits_of_aers_sampler_for_a_seed(aer: AerExecutor) -> None:
+    theta = ParameterVector("theta", 3)
+    circuit = QuantumCircuit(2)
+    circuit.ry(theta[0] + theta[1] ** 2, 0)
+    circuit.rx(theta[2], 1)
+    circuit.cx(0, 1)
+    circuit.measure_all()
+    values = np.random.default_rng(1).uniform(-3, 3, (2, 3, 3))
+    (ours,) = sample(aer, sampler_pub(circuit, values))
+    theirs = AerSampler(seed=SEED).run([(circuit, values)], shots=1000).result()[0].data.meas
+    assert ours["meas"].shape == (2, 3)
+    assert ours["meas"] == theirs
+    (two,) = sample(aer, sampler_pub(two_registers()))
+    both = AerSampler(seed=SEED).run([two_registers()], shots=1000).result()[0].data
+    assert two == {"long": both.long, "short": both.short}
+
+
+def test_sampler_follows_the_distribution_of_the_state_vector(aer: AerExecutor) -> None:
+    circuit = efficient_su2(3, reps=1)
+    circuit.measure_all()
+    values = np.random.default_rng(2).uniform(-3, 3, (2, circuit.num_parameters))
+    shots = 20_000
+    (ours,) = sample(aer, sampler_pub(circuit, values), shots=shots)
+    theirs = StatevectorSampler(seed=SEED).run([(circuit, values)], shots=shots).result()[0].data.meas
+    for index in range(2):
+        one, other = ours["meas"][index].get_int_counts(), theirs[index].get_int_counts()
+        # two-sample chi-squared with 7 degrees of freedom: above 30 with probability 1e-4
+        statistic = sum(
+            (one.get(k, 0) - other.get(k, 0)) ** 2 / (one.get(k, 0) + other.get(k, 0)) for k in {*one, *other}
+        )
+        assert statistic < 30
+
+
+def test_names_say_in_which_order_the_values_come(aer: AerExecutor) -> None:
+    circuit = QuantumCircuit(2)
+    circuit.rx(Parameter("b"), 0)
+    circuit.rx(Parameter("a"), 1)
+    circuit.measure_all()
+    # a turns qubit 1, b qubit 0
+    assert sample(aer, sampler_pub(circuit, [np.pi, 0.0]))[0]["meas"].get_counts() == {"10": 1000}
+    assert sample(aer, sampler_pub(circuit, [np.pi, 0.0], parameter_names=["b", "a"]))[0]["meas"].get_counts() == {
+        "01": 1000
+    }
+    for dtype in ("float32", "int64", "int32"):
+        assert sample(aer, sampler_pub(circuit, np.zeros(2, dtype)))[0]["meas"].get_counts() == {"00": 1000}
+
+
+def test_measurements_inside_and_control_flow_are_executed(aer: AerExecutor, noisy: AerExecutor) -> None:
+    circuit = QuantumCircuit(2, 2)
+    circuit.h(0)
+    circuit.measure(0, 0)
+    with circuit.if_test((circuit.clbits[0], 1)):
+        circuit.x(1)
+    circuit.measure(1, 1)
+    counts = sample(aer, sampler_pub(circuit))[0]["c"].get_counts()
+    assert set(counts) == {"00", "11"}
+    assert abs(counts["00"] - 500) < 100
+    noisy_counts = sample(noisy, sampler_pub(circuit))[0]["c"].get_counts()
+    assert noisy_counts["00"] + noisy_counts["11"] > 950
+
+
+def test_sets_of_values_that_change_nothing_are_runs_of_their_own(aer: AerExecutor) -> None:
+    circuit = QuantumCircuit(1)
+    circuit.h(0)
+    circuit.measure_all()
+    bits = sample(aer, sampler_pub(circuit, np.empty((3, 0))))[0]["meas"]
+    assert bits.shape == (3,)
+    assert len({bits[index].array.tobytes() for index in range(3)}) == 3
+    assert sample(aer, sampler_pub(circuit, np.empty((0, 0))))[0]["meas"].shape == (0,)
+
+
+def test_pubs_of_one_job_are_independent_and_a_job_is_repeatable(aer: AerExecutor) -> None:
+    circuit = QuantumCircuit(1)
+    circuit.h(0)
+    circuit.measure_all()
+    first, second = sample(aer, sampler_pub(circuit), sampler_pub(circuit))
+    assert first != second
+    assert sample(aer, sampler_pub(circuit), sampler_pub(circuit)) == [first, second]
+    assert sample(aer, sampler_pub(circuit, shots=3), shots=7)[0]["meas"].num_shots == 3
+
+
+def test_estimator_is_exact_without_noise_and_broadcasts(aer: AerExecutor) -> None:
+    circuit = efficient_su2(3, reps=1)
+    rng = np.random.default_rng(3)
+    values = rng.uniform(-3, 3, (4, 1, circuit.num_parameters))
+    observables = [{"XYZ": 0.5, "ZII": -1.5}, {"III": 2.0, "IIX": 1.0}, {"ZZZ": 1.0}]
+    evs, stds = estimate(aer, estimator_pub(circuit, observables, values))
+    operators = [SparsePauliOp(list(entry), list(entry.values())) for entry in observables]
+    exact = StatevectorEstimator().run([(circuit, operators, values)]).result()[0].data.evs
+    assert evs.shape == (4, 3)
+    assert np.allclose(evs, exact, atol=1e-10)
+    assert not stds.any()
+
+
+def test_projectors_are_what_qiskit_takes_them_for(aer: AerExecutor) -> None:
+    circuit = efficient_su2(4, reps=1)
+    values = np.random.default_rng(4).uniform(-3, 3, circuit.num_parameters)
+    labels = ["01+-", "rl0I", "X1rZ", "llll"]
+    evs, _ = estimate(aer, estimator_pub(circuit, [{label: 1.5} for label in labels], values))
+    operators = [SparsePauliOp.from_sparse_observable(SparseObservable(label).as_paulis()) * 1.5 for label in labels]
+    exact = StatevectorEstimator().run([(circuit, operators, values)]).result()[0].data.evs
+    assert np.allclose(evs, exact, atol=1e-10)
+
+
+def test_estimator_adds_the_error_that_aers_estimator_adds_for_a_seed(aer: AerExecutor) -> None:
+    circuit = efficient_su2(2, reps=1)
+    values = np.random.default_rng(5).uniform(-3, 3, (3, circuit.num_parameters))
+    evs, stds = estimate(aer, estimator_pub(circuit, {"ZX": 1.0}, values, precision=0.25))
+    aers = AerEstimator(options={"run_options": {"seed_simulator": SEED}})
+    theirs = aers.run([(circuit, "ZX", values)], precision=0.25).result()[0].data
+    assert np.allclose(evs, theirs.evs, atol=1e-10)
+    assert np.array_equal(stds, theirs.stds)
+
+
+def test_a_circuit_without_parameters_and_an_observable_without_terms_give_single_numbers(aer: AerExecutor) -> None:
+    circuit = QuantumCircuit(1)
+    circuit.x(0)
+    assert estimate(aer, estimator_pub(circuit, {"Z": 1.0}))[0] == pytest.approx(-1.0)
+    assert estimate(aer, estimator_pub(circuit, {}))[0].shape == ()
+    assert estimate(aer, estimator_pub(circuit, {}))[0] == 0.0
+
+
+def test_noise_cut_to_a_circuit_is_the_whole_noise(noisy: AerExecutor) -> None:
+    model = noisy._workshop.model
+    circuit = efficient_su2(3, reps=1)
+    values = np.random.default_rng(6).uniform(-3, 3, circuit.num_parameters)
+    bound = circuit.assign_parameters(values)
+    evs, _ = estimate(noisy, estimator_pub(circuit, [{"ZZI": 1.0}, {"XYZ": 1.0}], values))
+    fitted = model.fit(bound, 1, strict=False)
+    operators = [SparsePauliOp(label).apply_layout(fitted.layout) for label in ("ZZI", "XYZ")]
+    whole = AerEstimator(options={"backend_options": {"noise_model": model.noise_model, "method": "density_matrix"}})
+    theirs = whole.run([(fitted, operators)]).result()[0].data.evs
+    ideal = StatevectorEstimator().run([(bound, ["ZZI", "XYZ"])]).result()[0].data.evs
+    assert np.allclose(evs, theirs, atol=1e-9)
+    assert np.abs(evs - ideal).max() > 1e-3
+    without, _ = estimate(noisy, estimator_pub(circuit, [{"ZZI": 1.0}, {"XYZ": 1.0}], values), noise=False)
+    assert np.allclose(without, ideal, atol=1e-9)
+
+
+def test_delays_relax_on_a_noisy_device(noisy: AerExecutor) -> None:
+    circuit = QuantumCircuit(1)
+    circuit.x(0)
+    circuit.delay(4_500_000, 0, unit="dt")  # 1 ms; QPY does not keep other units
+    evs, _ = estimate(noisy, estimator_pub(circuit, {"Z": 1.0}))
+    assert evs > 0.9  # T1 is below 200 us: it has fallen back to 0
+
+
+def test_calibration_finds_the_errors_that_the_device_was_made_with(noisy: AerExecutor) -> None:
+    program = Program()
+    program.calibration.options.seed = SEED
+    executed = noisy.execute(program, {}, epoch=4, attempt=1)
+    properties = executed.properties
+    assert properties is not None
+    assert executed.result.calibration == properties
+    assert properties.epoch == 5
+    made = noisy.describe().properties
+    assert len(properties.qubits) == 27
+    for found, true in zip(properties.qubits, made.qubits, strict=True):
+        # 4,096 shots: 5 standard deviations of an error of 0.5 % are 0.0055
+        assert abs(found.readout_error - true.readout_error) < 0.0055
+    errors = noisy._workshop.model.noise_model._local_quantum_errors
+    for gate, allowed in (("sx", 4e-4), ("x", 4e-4), ("cx", 2.5e-3)):
+        found_errors = {tuple(entry.qubits): entry.error for entry in properties.gates if entry.gate == gate}
+        true_errors = {qubits: 1 - average_gate_fidelity(error) for qubits, error in errors[gate].items()}
+        deviations = np.array([found_errors[qubits] - true_errors[qubits] for qubits in true_errors])
+        assert np.abs(deviations).max() < allowed
+        # and on the average over the device much better than one by one
+        assert abs(deviations.mean()) < allowed / 8
+
+
+def test_calibration_of_a_noiseless_device_finds_nothing(aer: AerExecutor) -> None:
+    program = Program()
+    program.calibration.SetInParent()
+    properties = aer.execute(program, {}, epoch=0, attempt=1).properties
+    assert properties is not None
+    assert max(qubit.readout_error for qubit in properties.qubits) == 0.0
+    assert {gate.gate for gate in properties.gates} == {"x", "sx", "cx"}
+    assert max(gate.error for gate in properties.gates) < 1e-6
+
+
+def test_calibration_with_pubs_runs_them(aer: AerExecutor) -> None:
+    program = Program()
+    program.calibration.pubs.append(sampler_pub(two_registers()))
+    executed = aer.execute(program, {}, epoch=0, attempt=1)
+    assert executed.properties is None
+    assert not executed.result.HasField("calibration")
+    assert executed.result.pubs[0].fields[0].bits.shape == [1024]
+
+
+def test_every_format_gives_the_same_counts(aer: AerExecutor) -> None:
+    circuit = QuantumCircuit(2, 2)
+    circuit.x(1)
+    circuit.measure([0, 1], [0, 1])
+    for message in (
+        Circuit(qpy=written(circuit)),
+        Circuit(openqasm3=qasm3.dumps(circuit)),
+        Circuit(openqasm2=qasm2.dumps(circuit)),
+    ):
+        assert sample(aer, sampler_pub(message))[0]["c"].get_counts() == {"10": 1000}
+
+
+def test_inputs_of_openqasm3_are_parameters(aer: AerExecutor) -> None:
+    text = (
+        'OPENQASM 3.0;\ninclude "stdgates.inc";\ninput float a;\ninput angle b;\nqubit[2] q;\nbit[2] c;\n'
+        "rx(a) q[0];\nrx(2*b) q[1];\nc = measure q;\n"
+    )
+    pub = sampler_pub(Circuit(openqasm3=text), [0.0, np.pi / 2])
+    assert sample(aer, pub)[0]["c"].get_counts() == {"10": 1000}
+
+
+def test_a_digest_names_a_circuit_of_the_session_or_of_an_earlier_pub(aer: AerExecutor) -> None:
+    data = written(two_registers())
+    digest = hashlib.sha256(data).digest()
+    by_digest = sampler_pub(Circuit(digest=digest))
+    assert len(sample(aer, sampler_pub(Circuit(qpy=data)), by_digest)) == 2
+    program = Program()
+    program.sampler.pubs.append(by_digest)
+    assert aer.execute(program, {digest: Circuit(qpy=data)}, epoch=0, attempt=1).result.pubs
+    with pytest.raises(ProgramError, match="no circuit with digest"):
+        aer.execute(program, {}, epoch=0, attempt=1)
+
+
+def bell() -> QuantumCircuit:
+    circuit = QuantumCircuit(2)
+    circuit.h(0)
+    circuit.cx(0, 1)
+    return circuit
+
+
+def turned() -> QuantumCircuit:
+    circuit = QuantumCircuit(1)
+    circuit.rx(Parameter("angle"), 0)
+    circuit.measure_all()
+    return circuit
+
+
+def measured(num_qubits: int) -> QuantumCircuit:
+    circuit = QuantumCircuit(num_qubits)
+    circuit.measure_all()
+    return circuit
+
+
+QASM3 = 'OPENQASM 3.0;\ninclude "stdgates.inc";\n'
+
+
+@pytest.mark.parametrize(
+    ("pub", "sentence"),
+    [
+        (sampler_pub(bell()), "measures nothing"),
+        (sampler_pub(QuantumCircuit(1, 1)), "measures nothing"),
+        (sampler_pub(measured(28)), "has 28 qubits, the device 27"),
+        (sampler_pub(turned()), r"1 parameter \(angle\) and the PUB no values"),
+        (sampler_pub(turned(), [[1.0, 2.0]]), "the last axis must be 1 long"),
+        (sampler_pub(turned(), 1.0), "the last axis must be 1 long"),
+        (sampler_pub(turned(), [np.nan]), "NaN"),
+        (sampler_pub(turned(), [1j]), "real numbers"),
+        (sampler_pub(turned(), [1.0], parameter_names=["other"]), "name each once"),
+        (sampler_pub(turned(), [1.0], parameter_names=["angle", "angle"]), "name each once"),
+        (sampler_pub(measured(1), shots=0), "at least 1"),
+        (sampler_pub(Circuit()), "has no circuit"),
+        (sampler_pub(Circuit(qpy=b"hello")), "not QPY"),
+        (sampler_pub(Circuit(qpy=written(measured(2))[:-3])), "cut off or damaged"),
+        (sampler_pub(Circuit(openqasm3=QASM3 + "qubit q;\nhh q;")), r"line 4, column 0: gate 'hh' is not defined"),
+        (sampler_pub(Circuit(openqasm3=QASM3 + "U(1,2 q;\n")), "line 3, column 6"),
+        (sampler_pub(Circuit(openqasm3="")), "OpenQASM 3 text cannot be read"),
+        (sampler_pub(Circuit(openqasm3='OPENQASM 3.0;\ninclude "/etc/passwd";\nqubit q;')), "non-stdgates imports"),
+        (sampler_pub(Circuit(openqasm3='OPENQASM 3.0;\ninclude/**/"/etc/passwd";\nqubit q;')), "cannot be read"),
+        (sampler_pub(Circuit(openqasm2='OPENQASM 2.0;\ninclude "/etc/passwd";\n')), "line 2, column 8: unable to find"),
+        (
+            sampler_pub(Circuit(openqasm2="OPENQASM 2.0;\nqreg q[1];\nhh q[0];")),
+            "line 3, column 0: 'hh' is not defined",
+        ),
+        (sampler_pub(Circuit(openqasm2="")), "is empty"),
+        (sampler_pub(Circuit(openqasm3="OPENQASM 3.0;\nbit c;\n")), "no qubits"),
+    ],
+)
+def test_wrong_sampler_pubs_are_told_what_to_change(aer: AerExecutor, pub: SamplerPub, sentence: str) -> None:
+    with pytest.raises(ProgramError, match=sentence):
+        sample(aer, pub)
+
+
+@pytest.mark.parametrize(
+    ("pub", "sentence"),
+    [
+        (estimator_pub(measured(1), {"Z": 1.0}), "ends with measurements"),
+        (estimator_pub(bell(), {"Z": 1.0}), "has 1 characters and the circuit 2"),
+        (estimator_pub(bell(), {"ZQ": 1.0}), "the character 'Q'"),
+        (estimator_pub(bell(), {"ZZ": float("inf")}), "not finite"),
+        (estimator_pub(bell(), {"ZZ": 1.0}, precision=-1.0), "at least 0"),
+        (estimator_pub(bell(), [{"ZZ": 1.0}] * 3, np.empty((2, 0))), r"\(2,\) and observables of shape \(3,\)"),
+        (estimator_pub(QuantumCircuit(17), {"0" * 17: 1.0}), "too many projectors"),
+    ],
+)
+def test_wrong_estimator_pubs_are_told_what_to_change(aer: AerExecutor, pub: EstimatorPub, sentence: str) -> None:
+    with pytest.raises(ProgramError, match=sentence):
+        estimate(aer, pub)
+
+
+def test_observables_that_do_not_fill_their_shape_are_refused(aer: AerExecutor) -> None:
+    pub = estimator_pub(bell(), [{"ZZ": 1.0}])
+    pub.observables.shape[:] = [2]
+    with pytest.raises(ProgramError, match="holds 1"):
+        estimate(aer, pub)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"method": "magic"}, "'magic' is unknown"),
+        ({"noise": True}, "has no noise"),
+        ({"transpile_level": 4}, "goes from 0 to 3"),
+        ({"method": "stabilizer"}, "Aer cannot execute"),
+    ],
+)
+def test_wrong_options_are_told_what_to_change(aer: AerExecutor, options: dict[str, Any], sentence: str) -> None:
+    circuit = QuantumCircuit(1)
+    circuit.t(0)
+    circuit.measure_all()
+    with pytest.raises(ProgramError, match=sentence):
+        sample(aer, sampler_pub(circuit), **options)
+
+
+def test_the_pub_that_is_wrong_is_named(aer: AerExecutor) -> None:
+    with pytest.raises(ProgramError, match="PUB 1: the circuit measures nothing"):
+        sample(aer, sampler_pub(measured(1)), sampler_pub(bell()))
+
+
+def test_strict_isa_refuses_what_the_device_does_not_have(aer: AerExecutor, noisy: AerExecutor) -> None:
+    circuit = QuantumCircuit(2)
+    circuit.h(0)
+    circuit.measure_all()
+    with pytest.raises(ProgramError, match="does not execute h on qubits"):
+        sample(noisy, sampler_pub(circuit), strict_isa=True)
+    far = QuantumCircuit(27)
+    far.cx(0, 26)
+    far.measure_all()
+    with pytest.raises(ProgramError, match=r"does not execute cx on qubits \[0, 26\]"):
+        sample(noisy, sampler_pub(far), strict_isa=True)
+    outer = QuantumCircuit(1)
+    outer.append(QuantumCircuit(1, name="my_gate").to_instruction(), [0])
+    outer.measure_all()
+    with pytest.raises(ProgramError, match="does not execute my_gate"):
+        sample(aer, sampler_pub(outer), strict_isa=True)
+    assert sample(aer, sampler_pub(outer))[0]["meas"].get_counts() == {"0": 1000}
+    near = QuantumCircuit(27, 2)
+    near.x(0)
+    near.cx(0, 1)
+    near.measure([0, 1], [0, 1])
+    assert sample(noisy, sampler_pub(near), strict_isa=True)[0]["c"].get_counts()["11"] > 950
+
+
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+def test_every_transpile_level_gives_the_same_distribution(aer: AerExecutor, noisy: AerExecutor, level: int) -> None:
+    circuit = bell()
+    circuit.measure_all()
+    assert set(sample(aer, sampler_pub(circuit), transpile_level=level)[0]["meas"].get_counts()) == {"00", "11"}
+    counts = sample(noisy, sampler_pub(circuit), transpile_level=level)[0]["meas"].get_counts()
+    assert counts["00"] + counts["11"] > 950
+
+
+def test_a_damaged_qpy_payload_never_ends_the_process(aer: AerExecutor) -> None:
+    data = written(two_registers())
+    rng = np.random.default_rng(8)
+    refused = 0
+    for length in range(0, len(data), 7):
+        with pytest.raises(ProgramError):
+            sample(aer, sampler_pub(Circuit(qpy=data[:length])))
+    for _ in range(100):
+        broken = bytearray(data)
+        # past the head, whose counts could ask for all memory
+        broken[rng.integers(90, len(data))] ^= int(rng.integers(1, 256))
+        try:
+            sample(aer, sampler_pub(Circuit(qpy=bytes(broken))))
+        except ProgramError:
+            refused += 1
+    assert refused > 0
