@@ -242,9 +242,9 @@ async def serve(config: Config, *, ready_file: Path | None = None) -> None:
         loop.add_signal_handler(number, ask, number)
     address = await server.start()
     try:
-        print(f"listening on {address}", flush=True)
         if ready_file is not None:
             _write_ready(ready_file, address)
+        print(f"listening on {address}", flush=True)
         await asked.wait()
     finally:
         await server.stop()
