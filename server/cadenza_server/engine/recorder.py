@@ -177,6 +177,8 @@ class Recorder:
         self.reservation_number = 0
         self.accepted: dict[str, JobView] = {}
         """The jobs of the instant recorded last, as they were accepted."""
+        self.cached: dict[str, int] = {}
+        """Closed sessions with a cache deadline, and when it is: it passes without an event if nothing is left."""
         self.touched_sessions: dict[str, None] = {}
         self.touched_devices: dict[str, None] = {}
         self._settled: dict[str, tuple[float, int]] = {}
@@ -277,6 +279,9 @@ class Recorder:
                     self.touched_devices[event.device] = None
                 case ev.EstimateDoubled():
                     pass  # a charge in flight: a restart puts the run back, so nothing of it is kept
+        for name, deadline in self.cached.items():
+            if deadline <= now:
+                self.touched_sessions[name] = None
         return published
 
     def flush(self, batch: Batch, over: Iterable[str]) -> None:
@@ -286,6 +291,7 @@ class Recorder:
             self.touched_sessions.pop(name, None)
             batch.add(sql.UPDATE_SESSION, _session_row(self.sessions.pop(name), live=False))
             self._circuits.forget(name)
+            self.cached.pop(name, None)
         for name in self.touched_sessions:
             batch.add(sql.UPDATE_SESSION, _session_row(self.sessions[name], live=True))
         self.touched_sessions.clear()
@@ -301,9 +307,12 @@ class Recorder:
         self._settled.clear()
 
     def take_up_jobs(self, jobs: Iterable[JobRecord]) -> None:
-        """Count the unfinished jobs of a store."""
+        """Count the unfinished jobs of a store, and note the deadlines of its sessions."""
         for job in jobs:
             self._wait(job.user, job.device, job.run is None, job.run is not None)
+        for record in self.sessions.values():
+            if record.cache_deadline is not None:
+                self.cached[record.session] = record.cache_deadline
 
     # --- jobs ---------------------------------------------------------------------------------------------------
     def _job_queued(
@@ -627,7 +636,7 @@ class Recorder:
         self, event: ev.SessionJobsReleased, now: int, batch: Batch, published: list[Published]
     ) -> None:
         record = self.sessions[event.session]
-        record.cache_deadline = event.cache_deadline
+        record.cache_deadline = self.cached[event.session] = event.cache_deadline
         number = self._history(
             "session_jobs_released",
             {"cache_deadline": event.cache_deadline, "count": event.count},

@@ -158,7 +158,7 @@ def scheduler_state(
     """The scheduler's state as of `now`, the last time that the store was alive. No device is ready."""
     paths = dict.fromkeys(path for each in (*shares, *loaded.usage) if each for path in (*ancestors(each), each))
     above = {path for each in paths for path in ancestors(each)}
-    nodes = [_root(loaded)] if "" in loaded.usage else []
+    nodes = [_root(loaded)]
     for path in sorted(paths):
         row = loaded.usage.get(path)
         kind = NodeKind.ACCOUNT if path in above else NodeKind.UNDECIDED
@@ -189,8 +189,9 @@ def scheduler_state(
 
 
 def _root(loaded: Loaded) -> scheduling.NodeRecord:
-    row = loaded.usage[""]
-    return scheduling.NodeRecord(path="", kind=NodeKind.ACCOUNT, shares=1.0, settled=row.settled, exponent=row.exponent)
+    row = loaded.usage.get("")
+    settled, exponent = (row.settled, row.exponent) if row is not None else (0.0, 0)
+    return scheduling.NodeRecord(path="", kind=NodeKind.ACCOUNT, shares=1.0, settled=settled, exponent=exponent)
 
 
 def _device(name: str, settings: DeviceSettings, loaded: Loaded) -> scheduling.DeviceRecord:

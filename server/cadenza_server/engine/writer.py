@@ -17,7 +17,7 @@ from cadenza.v1 import program_pb2
 
 from cadenza_server.clock import Clock, Timer
 from cadenza_server.engine import event_json, restart
-from cadenza_server.engine.payloads import Circuits, Payloads, circuits_of
+from cadenza_server.engine.payloads import Circuits, Payload, Payloads, circuits_of
 from cadenza_server.engine.recorder import Published, Recorder, Report
 from cadenza_server.engine.views import JobContent, RequestKey
 from cadenza_server.engine.watches import Watches
@@ -166,8 +166,12 @@ class Writer:
 
     # --- life ---------------------------------------------------------------------------------------------------
     async def start(self) -> None:
-        """Take up what the (open) store holds, and start the devices."""
-        await self._take_up()
+        """Take up what the (open) store holds, and start the devices. Raises `StoreError`."""
+        try:
+            await self._take_up()
+        except Refusal as refusal:
+            self._cancel_timers()
+            raise StoreError(f"the store in {self._store.data_dir} cannot be written: free the disk") from refusal
         results = await asyncio.gather(*(device.start() for device in self.devices.values()), return_exceptions=True)
         failed = [result for result in results if isinstance(result, BaseException)]
         if failed:
@@ -180,8 +184,8 @@ class Writer:
         if lost:
             count = sum(job.device in lost for job in loaded.jobs)
             raise StoreError(
-                f"{count} jobs wait for {', '.join(lost)}, which the configuration does not have any more: configure "
-                "it again until they have run, or were cancelled"
+                f"{count} job{'s wait' if count > 1 else ' waits'} for {', '.join(lost)}, which the configuration does "
+                "not have any more: configure it again until they have run, or were cancelled"
             )
         self._shift = max(self._shift, loaded.alive - self._clock.now())
         now = self.now()
@@ -222,6 +226,7 @@ class Writer:
             len(loaded.sessions),
             loaded.alive,
         )
+        await self.catch_up()
 
     async def stop(self, grace_ns: int) -> None:
         """Take nothing more; let runs end within the grace and put the others back; commit; stop the devices."""
@@ -473,7 +478,7 @@ class Writer:
     async def _fetch_and_run(self, event: RunStarted) -> None:
         try:
             # A job that is not on disk yet is in memory in any case.
-            row: Payload | ProgramRow | None = self.payloads.get(event.job)
+            row: Payload | reads.ProgramRow | None = self.payloads.get(event.job)
             if row is None:
                 row = await self._store.read(partial(reads.read_program, job=event.job))
             if row is None:
@@ -530,6 +535,10 @@ class Writer:
 
     def _flush(self) -> None:
         recorder, scheduler = self.recorder, self.scheduler
+        for name in recorder.touched_devices:
+            view = scheduler.device_view(name)
+            if view is not None and view.active_session is not None:
+                recorder.touched_sessions[view.active_session] = None  # its idle clock pauses for calibrations
         over = []
         for name in recorder.touched_sessions:
             live = scheduler.session_record(name)
@@ -619,6 +628,8 @@ class Writer:
             return
         try:
             await self._take_up()
+        except Refusal:
+            return  # read, but not written: a new try is set
         except StoreError as error:
             _log.error("the store cannot be read: %s", error)
             self._rebuild_timer = self._clock.call_at(self._clock.now() + self._rebuild_after, self._rebuild)
