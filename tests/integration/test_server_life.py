@@ -400,7 +400,7 @@ async def main():
         stub = job_service_pb2_grpc.JobServiceStub(channel)
         request = job_service_pb2.SubmitJobRequest()
         request.job.device = "sim"
-        text = 'OPENQASM 3.0; include "stdgates.inc"; qubit q; bit c; x q; c = measure q;'
+        text = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q; c = measure q;'
         request.job.program.sampler.pubs.add(shots=3).circuit.openqasm3 = text
         metadata = (("cadenza-user", "ann"),)
         job = (await stub.SubmitJob(request, metadata=metadata)).job
