@@ -155,6 +155,12 @@ cdef struct Device:
     int64_t run_half_lives
 
 
+cdef struct Before:       # what the tree above holds about an entry
+    bint present
+    uint64_t seq
+    int64_t least
+
+
 cdef struct State:
     int64_t half_life
     double k              # half-life in seconds / log(2)
@@ -162,6 +168,14 @@ cdef struct State:
     uint32_t queued
     uint32_t picked       # the fair-share job of the latest pick while nothing has changed since, or 0
     uint32_t picked_entry # its user's entry
+    # A start changes usage, and so does the end of its run. What the start moves waits until something else is asked or
+    # changed; if that is the end of the run, all moves once.
+    bint pending
+    uint32_t pending_user
+    uint32_t pending_entry    # whose first candidate has gone, or NO_ENTRY
+    uint32_t pending_device   # of pending_entry, or NO_DEVICE
+    Before pending_before
+    uint64_t pending_keys[DEPTH_MAX]
     Pool jobs
     Pool nodes
     Pool flights

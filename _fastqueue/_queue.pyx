@@ -634,6 +634,7 @@ cdef int renormalise(State *q, int64_t exponents) noexcept nogil:
     cdef Node *n
     cdef Flight *flight
     cdef Device *d
+    settle(q)
     for i in range(q.nodes.used):
         n = node_at(q, i)
         n.settled = ldexp(n.settled, -shift)
@@ -785,12 +786,6 @@ cdef void entry_drop(State *q, uint32_t index) noexcept nogil:
         e.device = <uint32_t>NO_DEVICE
 
 
-cdef struct Before:  # what the parent's tree holds about an entry
-    bint present
-    uint64_t seq
-    int64_t least
-
-
 cdef inline void begin(State *q, uint32_t index, Before *before) noexcept nogil:
     """Note what is about to change; `lift` ends it."""
     cdef Entry *e = entry_at(q, index)
@@ -869,6 +864,15 @@ cdef void price(State *q, uint32_t user, uint64_t *old_keys, uint32_t done) noex
             index = e.next
         below = node
         node = node_at(q, node).parent
+
+
+cdef void settle(State *q) noexcept nogil:
+    """Do what the latest start left to be done."""
+    if q.pending:
+        q.pending = False
+        if q.pending_entry != <uint32_t>NO_ENTRY:
+            lift(q, q.pending_entry, &q.pending_before, q.pending_keys)
+        price(q, q.pending_user, q.pending_keys, q.pending_device)
 
 
 # --- candidates -------------------------------------------------------------------------------------------------------
@@ -1187,6 +1191,8 @@ cdef int64_t queue_pick(State *q, uint32_t device, int64_t now) except? -9 nogil
     cdef uint32_t found
     cdef Context c
     cdef Block *b
+    if q.pending:
+        reserve(q)
     if now > d.clock:
         if d.lapses:
             expire(q, device, now)
@@ -1212,7 +1218,13 @@ cdef int64_t queue_pick(State *q, uint32_t device, int64_t now) except? -9 nogil
 # --- changes ----------------------------------------------------------------------------------------------------------
 
 cdef inline int reserve(State *q) except -1 nogil:
-    """Memory for one change, so that nothing fails halfway."""
+    """What every change begins with: memory for it, so that nothing fails halfway, and nothing pending."""
+    reserve_memory(q)
+    settle(q)
+    return 0
+
+
+cdef inline int reserve_memory(State *q) except -1 nogil:
     cdef uint64_t blocks = <uint64_t>BLOCKS_KEPT * (q.devices.used + 1)
     q.picked = 0
     if not pool_has(&q.jobs, 4):
@@ -1389,14 +1401,12 @@ cdef int queue_set_priority(State *q, uint32_t job, int priority) except -1 nogi
 
 
 cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
-    cdef uint64_t old_keys[DEPTH_MAX]
     cdef Job *j
     cdef Device *d
     cdef Node *n
     cdef Flight *flight
-    cdef Before before
     cdef Block *b = NULL
-    cdef uint32_t user, device, owner, entry, picked, done = NO_DEVICE
+    cdef uint32_t user, device, owner, entry, picked
     cdef int64_t estimate
     cdef uint8_t kind
     cdef double charge
@@ -1438,7 +1448,7 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
     d.run_rate = charge_rate(q, now, &d.run_half_lives)
     d.run_start = now
     charge = run_cost(q, d, estimate)
-    keys_note(q, user, old_keys)
+    keys_note(q, user, q.pending_keys)
     d.busy = True
     d.run_calibration = False
     d.run_user = user
@@ -1455,32 +1465,39 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
             break
         n = node_at(q, n.parent)
     if kind == FAIR_SHARE:
-        begin(q, entry, &before)
+        begin(q, entry, &q.pending_before)
         if job == picked:
             d.disorder -= (b.order[0] >> 50) != 100
             tree_close_first(q, False, &entry_at(q, entry).root)
         else:
             candidate_remove(q, d, entry_at(q, entry), job)
-        lift(q, entry, &before, old_keys)
-        done = device
+    else:
+        entry = <uint32_t>NO_ENTRY
+    q.pending = True
+    q.pending_user = user
+    q.pending_entry = entry
+    q.pending_device = device if kind == FAIR_SHARE else <uint32_t>NO_DEVICE
     job_give(q, job)
     q.queued -= 1
-    price(q, user, old_keys, done)
     return 0
 
 
 cdef int queue_end(State *q, uint32_t device, double cost) except -1 nogil:
     """The run's in-flight charge goes; `cost` is settled."""
     cdef uint64_t old_keys[DEPTH_MAX]
+    cdef bint pending
     cdef Device *d
     cdef Node *n
     cdef Flight *flight
-    reserve(q)
+    reserve_memory(q)
     d = device_at(q, device)
     d.busy = False
     if d.run_calibration:
         return 0
-    keys_note(q, d.run_user, old_keys)
+    pending = q.pending and q.pending_user == d.run_user
+    if not pending:
+        settle(q)
+        keys_note(q, d.run_user, old_keys)
     n = node_at(q, d.run_user)
     while True:
         flight = flight_at(q, n.flight)
@@ -1495,7 +1512,10 @@ cdef int queue_end(State *q, uint32_t device, double cost) except -1 nogil:
             break
         n = node_at(q, n.parent)
     d.run_charge = 0.0
-    price(q, d.run_user, old_keys, <uint32_t>NO_DEVICE)
+    if pending:
+        settle(q)
+    else:
+        price(q, d.run_user, old_keys, <uint32_t>NO_DEVICE)
     if d.active == 0 and d.inside < 0:
         pick_fetch(q, d)
     return 0
@@ -1519,7 +1539,7 @@ cdef void pick_fetch(State *q, Device *d) noexcept nogil:
 cdef int queue_finish(State *q, uint32_t device, int64_t now) except -1 nogil:
     cdef Device *d = device_at(q, device)
     cdef double cost = 0.0
-    reserve(q)
+    reserve_memory(q)
     if not d.run_calibration and now != d.run_start:
         cost = run_cost(q, d, now - d.run_start)
     return queue_end(q, device, cost)
@@ -1956,6 +1976,7 @@ cdef class Queue:
         else:
             user = entry_node(q, j.owner)
             device = entry_at(q, j.owner).device
+        reserve(q)
         expire(q, device, now)
         found = fair_pick(q, device, now, -1, &c)
         if found == 0 or candidate_job(q, found) != job:
