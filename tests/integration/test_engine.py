@@ -691,6 +691,7 @@ async def test_after_a_kill_everything_goes_on_and_the_interrupted_run_is_repeat
     assert interrupted is not None
     assert home.device.running is not None
     assert (home.device.running.job, home.device.running.attempt) == (running, interrupted.attempt + 1)
+    await quiet(home)
     runs = (await home.engine.list_runs(RunFilter(job=running))).items
     assert [(run.outcome, run.charged_ns) for run in runs] == [(RunOutcome.PUT_BACK, 0), (None, 0)]
     assert home.engine.usage_view("lab/alice").charged_s == usage.charged_s == 1.0
@@ -894,6 +895,7 @@ async def test_a_stop_puts_back_what_does_not_end_and_tells_watchers(home: Home)
     await settle(lambda: home.device.running is not None)
     assert home.device.running is not None
     assert home.device.running.attempt == 2
+    await quiet(home)
     (run, _) = (await home.engine.list_runs(RunFilter(job=job))).items
     assert (run.outcome, run.charged_ns) == (RunOutcome.PUT_BACK, 0)
 
