@@ -4,6 +4,7 @@ import asyncio
 import io
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from cadenza.arrays import bit_array_from_message
+from cadenza.v1.device_pb2 import DeviceProperties
 from cadenza.v1.program_pb2 import Program
 from cadenza.v1.result_pb2 import JobResult
 from cadenza_server.execution import Assignment, Device, DeviceSpec, RunReport
@@ -305,3 +307,59 @@ def test_workers_end_with_their_device_and_ignore_ctrl_c() -> None:
     with_device(scenario)
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
+
+
+SERVER = """
+import asyncio, sys
+from cadenza_server.execution import Device, DeviceSpec
+
+async def main():
+    device = Device("aer", DeviceSpec(), report=print, ready=lambda name, ready: None)
+    await device.start()
+    print(device._active.process.pid, flush=True)
+    await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_workers_end_when_the_server_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        worker = Path("/proc") / server.stdout.readline().strip()
+        assert worker.exists()
+        server.kill()
+    deadline = time.monotonic() + WAIT_SECONDS
+    while worker.exists() and "State:\tZ" not in (worker / "status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_device_with_its_own_coupling_and_basis_runs_and_calibrates() -> None:
+    async def scenario(stand: Stand) -> None:
+        assert stand.device.description.noisy
+        assert {(pair.first, pair.second) for pair in stand.device.description.coupling_map} == {
+            (0, 1),
+            (1, 0),
+            (1, 2),
+            (2, 1),
+        }
+        stand.run(sampler(ghz(3)))
+        counts = counts_of(await stand.report())
+        assert counts["000"] + counts["111"] > 950
+        program = Program()
+        program.calibration.options.seed = 3
+        stand.run(program.SerializeToString(), attempt=2)
+        report = await stand.report()
+        assert report.outcome is RunOutcome.SUCCEEDED, report.detail
+        assert report.properties is not None
+        properties = DeviceProperties.FromString(report.properties)
+        errors = [gate.error for gate in properties.gates if gate.gate == "cz"]
+        assert len(errors) == 4
+        assert all(1e-4 < error < 2e-2 for error in errors)
+
+    spec = DeviceSpec(
+        kind="generic", num_qubits=3, coupling=((0, 1), (1, 2)), basis_gates=("cz", "id", "rz", "sx", "x")
+    )
+    with_device(scenario, spec)

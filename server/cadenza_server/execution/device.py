@@ -426,8 +426,9 @@ class _Worker(asyncio.Protocol):
     def end(self) -> None:
         """End the process if it has not ended."""
         if self.process is not None and self.process.returncode is None:
+            # not process.kill(): it looks whether the process has ended, and takes its exit code from the loop
             with contextlib.suppress(ProcessLookupError):
-                self.process.kill()
+                os.kill(self.process.pid, signal.SIGKILL)
 
 
 def _describe_exit(code: int) -> str:

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from typing import Any
 
 from cadenza.v1.circuit_pb2 import Circuit
@@ -30,6 +31,7 @@ def main(descriptor: int) -> None:
     """Serve the socket until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
+    warnings.simplefilter("ignore")  # advice of libraries for whoever calls them, and that is not the job's author
     with socket.socket(fileno=descriptor) as sock:
         frames = FrameSocket(sock)
         # the server's end may close at any time, and nobody is left to be told
