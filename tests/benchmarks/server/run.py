@@ -1,0 +1,279 @@
+"""Measures a whole server over real sockets: `python tests/benchmarks/server/run.py [--quick] [--write]`.
+
+What is compared runs alternately in this run; figures are medians. `--write` puts them under this benchmark's heading
+in RESULTS.md. The server is a process of its own, this one is the client; both share the machine.
+"""
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import platform
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+from cadenza import CadenzaService, SamplerV2, Session
+from cadenza.v1 import job_pb2, job_service_pb2, job_service_pb2_grpc, session_service_pb2, session_service_pb2_grpc
+from qiskit import QuantumCircuit, qpy
+from qiskit_aer import AerSimulator
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "RESULTS.md"
+HEADING = "## Server: calls, latency, gap"
+USER = (("cadenza-user", "bench"),)
+CALLERS = 16
+SHOTS = 1_000
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[dict[str, str]]:
+    """The addresses of a server and of a bare echo beside it."""
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "with_echo.py"), str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield json.loads(process.stdout.readline())
+    finally:
+        process.stdin.close()
+        process.wait(30)
+
+
+def ghz() -> QuantumCircuit:
+    circuit = QuantumCircuit(2)
+    circuit.h(0)
+    circuit.cx(0, 1)
+    circuit.measure_all()
+    return circuit
+
+
+def payload(size: int = 0) -> bytes:
+    """A GHZ circuit as QPY, filled up to about `size` bytes by its metadata."""
+    circuit = ghz()
+    buffer = io.BytesIO()
+    qpy.dump(circuit, buffer)
+    missing = size - len(buffer.getvalue())
+    if missing > 0:
+        circuit.metadata = {"note": "x" * max(0, missing - len('{"note": ""}') + len("{}"))}
+        buffer = io.BytesIO()
+        qpy.dump(circuit, buffer)
+    return buffer.getvalue()
+
+
+def spec(content: bytes, **fields: Any) -> job_pb2.JobSpec:
+    job = job_pb2.JobSpec(**fields)
+    job.program.sampler.pubs.add(shots=SHOTS).circuit.qpy = content
+    return job
+
+
+def fdatasync_ms(folder: Path, count: int = 200) -> list[float]:
+    """Appending 4 KiB to a file and having it on disk."""
+    times = []
+    with (folder / "sync").open("wb", buffering=0) as file:
+        for _ in range(count):
+            file.write(bytes(4096))
+            begin = time.perf_counter()
+            os.fdatasync(file.fileno())
+            times.append((time.perf_counter() - begin) * 1e3)
+    return times
+
+
+async def hold(address: str) -> None:
+    """Have `held` held by a session, so that other jobs for it wait and nothing runs while calls are measured."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        sessions = session_service_pb2_grpc.SessionServiceStub(channel)
+        jobs = job_service_pb2_grpc.JobServiceStub(channel)
+        request = session_service_pb2.CreateSessionRequest(device="held")
+        session = (await sessions.CreateSession(request, metadata=USER)).session.session_id
+        submit = job_service_pb2.SubmitJobRequest(job=spec(payload(), session_id=session))
+        job = (await jobs.SubmitJob(submit, metadata=USER)).job.job_id
+        async for _ in jobs.WatchJob(job_service_pb2.WatchJobRequest(job_id=job), metadata=USER):
+            pass
+
+
+async def rate(call: Callable[[], Awaitable[object]], seconds: float, callers: int) -> float:
+    """Calls a second of so many callers, each of which waits for its answer."""
+    done, end = 0, time.perf_counter() + seconds
+
+    async def caller() -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            await call()
+            done += 1
+
+    begin = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return done / (time.perf_counter() - begin)
+
+
+async def measure_calls(addresses: dict[str, str], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Unary submits and bare echoes, alternately; then calls of 100 jobs."""
+    found: dict[str, list[float]] = {"echo": [], "submit": [], "hundreds": [], "hundreds of 2 KB": []}
+    async with (
+        grpc.aio.insecure_channel(addresses["cadenza"]) as channel,
+        grpc.aio.insecure_channel(addresses["echo"]) as bare,
+    ):
+        jobs = job_service_pb2_grpc.JobServiceStub(channel)
+        one = job_service_pb2.SubmitJobRequest(job=spec(payload(), device="held"))
+        raw = one.SerializeToString()
+        echo: Any = bare.unary_unary("/bench.Echo/Echo")
+        many = {
+            name: job_service_pb2.SubmitJobsRequest(jobs=[spec(payload(size), device="held")] * 100)
+            for name, size in (("hundreds", 0), ("hundreds of 2 KB", 2_048))
+        }
+        for _ in range(rounds):
+            found["echo"].append(await rate(lambda: echo(raw, metadata=USER), seconds, CALLERS))
+            found["submit"].append(await rate(lambda: jobs.SubmitJob(one, metadata=USER), seconds, CALLERS))
+            for name, request in many.items():
+                calls = await rate(partial(jobs.SubmitJobs, request, metadata=USER), seconds, 4)
+                found[name].append(100 * calls)
+    return found
+
+
+def raw_rows(folder: Path, size: int, seconds: float) -> float:
+    """Rows a second of a bare sqlite3 `executemany` in commits of 100, WAL and synchronous FULL."""
+    with sqlite3.connect(folder / f"raw{time.monotonic_ns()}.db", isolation_level=None) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("CREATE TABLE job (seq INTEGER PRIMARY KEY, id TEXT, program BLOB)")
+        content, count, begin = bytes(size), 0, time.perf_counter()
+        while time.perf_counter() - begin < seconds:
+            connection.execute("BEGIN")
+            rows = [(count + i, f"job-{count + i:026}", content) for i in range(100)]
+            connection.executemany("INSERT INTO job VALUES (?, ?, ?)", rows)
+            connection.execute("COMMIT")
+            count += 100
+        return count / (time.perf_counter() - begin)
+
+
+def measure_latency(address: str, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds from a client's circuit to its counts: in a session, and by Aer alone in this process."""
+    found: dict[str, list[float]] = {"session job": [], "Aer alone": []}
+    simulator = AerSimulator()
+    circuit = ghz()
+    service = CadenzaService(address, user="bench")
+    with Session(service.backend("sim")) as session:
+        sampler = SamplerV2(mode=session)
+        for number in range(rounds + 20):
+            begin = time.perf_counter()
+            counts = sampler.run([circuit], shots=SHOTS).result()[0].data.meas.get_counts()
+            middle = time.perf_counter()
+            simulator.run(circuit, shots=SHOTS).result().get_counts()
+            end = time.perf_counter()
+            assert sum(counts.values()) == SHOTS
+            if number >= 20:
+                found["session job"].append((middle - begin) * 1e3)
+                found["Aer alone"].append((end - middle) * 1e3)
+    return found
+
+
+async def measure_gaps(address: str, count: int) -> list[float]:
+    """Milliseconds of the device between the work of one session job and that of the next, which is queued.
+
+    From start to start of two runs, less what the worker spent on parsing, transpiling and executing the first: so the
+    way of the result to the server, the decision, and the way of the next job to the worker all count as gap.
+    """
+    async with grpc.aio.insecure_channel(address) as channel:
+        sessions = session_service_pb2_grpc.SessionServiceStub(channel)
+        jobs = job_service_pb2_grpc.JobServiceStub(channel)
+        request = session_service_pb2.CreateSessionRequest(device="sim")
+        session = (await sessions.CreateSession(request, metadata=USER)).session.session_id
+        many = job_service_pb2.SubmitJobsRequest(jobs=[spec(payload(), session_id=session)] * count)
+        ids = [job.job_id for job in (await jobs.SubmitJobs(many, metadata=USER)).jobs]
+        async for _ in jobs.WatchJob(job_service_pb2.WatchJobRequest(job_id=ids[-1]), metadata=USER):
+            pass
+        starts, work = [], []
+        for name in ids:
+            run = (await jobs.ListRuns(job_service_pb2.ListRunsRequest(job_id=name), metadata=USER)).runs[0]
+            starts.append(run.start_time.ToNanoseconds())
+            request_result = job_service_pb2.GetJobResultRequest(job_id=name)
+            info = (await jobs.GetJobResult(request_result, metadata=USER)).result.execution
+            durations = (info.parse_duration, info.transpile_duration, info.execute_duration)
+            work.append(sum(duration.ToNanoseconds() for duration in durations))
+        close = session_service_pb2.CloseSessionRequest(session_id=session)
+        await sessions.CloseSession(close, metadata=USER)
+    return [(second - first - spent) / 1e6 for first, second, spent in zip(starts, starts[1:], work, strict=False)]
+
+
+def percentile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def report(rounds: int, seconds: float, latencies: int, gaps: int) -> str:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sync = fdatasync_ms(folder)
+        raw = {size: statistics.median(raw_rows(folder, size, seconds) for _ in range(rounds)) for size in (300, 2_048)}
+        with serving(folder / "data") as addresses:
+            asyncio.run(hold(addresses["cadenza"]))
+            latency = measure_latency(addresses["cadenza"], latencies)
+            gap = asyncio.run(measure_gaps(addresses["cadenza"], gaps))
+            calls = asyncio.run(measure_calls(addresses, rounds, seconds))
+    median = {name: statistics.median(values) for name, values in {**calls, **latency}.items()}
+    disk = statistics.median(sync)
+    allowed = median["Aer alone"] + 2 * disk + 2
+    share = statistics.median(a / b for a, b in zip(calls["submit"], calls["echo"], strict=True))
+    size = len(payload())
+    lines = [
+        f"Measured {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC on {os.cpu_count()} cores "
+        f"({platform.machine()}), Python {platform.python_version()}, grpcio {grpc.__version__}; load average {os.getloadavg()[0]:.1f}.",
+        "",
+        "| what | figure | asked |",
+        "|---|---|---|",
+        f"| `fdatasync` of 4 KiB on this disk, p50 / p99 | {disk:.3f} / {percentile(sync, 0.99):.3f} ms | |",
+        f"| bare echo, {CALLERS} callers | {median['echo']:,.0f} calls/s | |",
+        f"| durable `SubmitJob`, {CALLERS} callers ({size} bytes of QPY) | {median['submit']:,.0f} calls/s | |",
+        f"| the same, of the bare echo | {share:.2f} | at least 0.5 |",
+        f"| `SubmitJobs` of 100 ({size} bytes of QPY each), 4 callers | {median['hundreds']:,.0f} jobs/s | |",
+        f"| raw sqlite3 `executemany` of 300-byte rows, commits of 100 | {raw[300]:,.0f} rows/s | |",
+        f"| the same, of raw sqlite3 | {median['hundreds'] / raw[300]:.2f} | at least 0.35 |",
+        f"| `SubmitJobs` of 100 of 2 KB | {median['hundreds of 2 KB']:,.0f} jobs/s | |",
+        f"| the same, of raw sqlite3 at 2 KB ({raw[2048]:,.0f} rows/s) | "
+        f"{median['hundreds of 2 KB'] / raw[2048]:.2f} | |",
+        f"| client to counts, 2-qubit GHZ as a session job, p50 | {median['session job']:.2f} ms | "
+        f"at most {allowed:.2f} ms |",
+        f"| the same, p99 | {percentile(latency['session job'], 0.99):.2f} ms | |",
+        f"| Aer's own `run` of it in the client, p50 | {median['Aer alone']:.2f} ms | |",
+        f"| gap on the device between queued session jobs, p50 | {statistics.median(gap):.2f} ms | at most 1 ms |",
+        f"| the same, p99 | {percentile(gap, 0.99):.2f} ms | at most 5 ms |",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write(text: str) -> None:
+    """Put `text` under this benchmark's heading; what stands under others stays."""
+    old = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
+    before, _, after = old.partition(HEADING + "\n")
+    _, found, rest = after.partition("\n## ")
+    RESULTS.write_text(f"{before.rstrip()}\n\n{HEADING}\n\n{text}" + (f"\n## {rest}" if found else ""))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the time, for a first look")
+    parser.add_argument("--write", action="store_true", help="put the figures into RESULTS.md")
+    options = parser.parse_args()
+    text = report(3, 0.5, 50, 100) if options.quick else report(7, 2.0, 300, 500)
+    print(text)
+    if options.write:
+        write(text)
+
+
+if __name__ == "__main__":
+    main()
