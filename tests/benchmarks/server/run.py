@@ -232,7 +232,8 @@ def report(rounds: int, seconds: float, latencies: int, gaps: int) -> str:
     size = len(payload())
     lines = [
         f"Measured {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC on {os.cpu_count()} cores "
-        f"({platform.machine()}), Python {platform.python_version()}, grpcio {grpc.__version__}; load average {os.getloadavg()[0]:.1f}.",
+        f"({platform.machine()}), Python {platform.python_version()}, grpcio {grpc.__version__}; load average "
+        f"{os.getloadavg()[0]:.1f}.",
         "",
         "| what | figure | asked |",
         "|---|---|---|",
