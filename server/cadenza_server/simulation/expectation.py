@@ -28,8 +28,8 @@ class Expectation:
 
 def read_expectation(tree: Tree) -> Expectation:
     """Read `expect`. Raises `ScenarioError` if it is none."""
-    keys = Keys(tree, "`expect`")
-    expectation = Expectation(
+    keys = Keys(tree, "`expect`", ("runs", "jobs", "sessions", "charged", "rejected"))
+    return Expectation(
         runs=keys.optional("runs", lambda runs: tuple(_read_run(each) for each in _items(runs))),
         jobs=keys.optional("jobs", lambda jobs: {name: _read_job(each) for name, each in _entries(jobs)}),
         sessions=keys.optional(
@@ -41,8 +41,6 @@ def read_expectation(tree: Tree) -> Expectation:
         charged=keys.optional("charged", lambda users: {user: read_number(each) for user, each in _entries(users)}),
         rejected=keys.optional("rejected", lambda each: tuple(_read_rejected(item) for item in _items(each))),
     )
-    keys.finish()
-    return expectation
 
 
 _read_job_state: Final = word_reader(JobState)
@@ -87,7 +85,7 @@ def _read_run(tree: Tree) -> Entry:
             "end": _read_end(end),
             "outcome": _read_outcome(outcome[0]) if outcome else "SUCCEEDED",
         }
-    keys = Keys(tree, "a run")
+    keys = Keys(tree, "a run", ("job", "device", "start", "end", "outcome", "epoch"))
     entry: dict[str, object] = {}
     if "end" in keys:
         entry["end"] = keys.optional("end", read_number)
@@ -100,18 +98,15 @@ def _read_run(tree: Tree) -> Entry:
     ):
         if key in keys:
             entry[key] = read(keys.required(key))
-    keys.finish()
     return entry
 
 
 def _read_job(tree: Tree) -> Entry:
-    keys = Keys(tree, "a job")
-    entry = {
+    keys = Keys(tree, "a job", ("state", "reason"))
+    return {
         "state": str(_read_job_state(keys.required("state"))),
         "reason": keys.optional("reason", _read_job_reason),
     }
-    keys.finish()
-    return entry
 
 
 def _read_session_step(tree: Tree) -> Entry:
@@ -125,22 +120,18 @@ def _read_session_step(tree: Tree) -> Entry:
             "state": _read_session_state(state),
             "reason": _read_close_reason(reason[0]) if reason else None,
         }
-    keys = Keys(tree, "a change of a session")
-    entry = {
+    keys = Keys(tree, "a change of a session", ("at", "state", "reason"))
+    return {
         "at": read_number(keys.required("at")),
         "state": _read_session_state(keys.required("state")),
         "reason": keys.optional("reason", _read_close_reason),
     }
-    keys.finish()
-    return entry
 
 
 def _read_rejected(tree: Tree) -> Entry:
-    keys = Keys(tree, "a rejected command")
-    entry = {
+    keys = Keys(tree, "a rejected command", ("at", "event", "code"))
+    return {
         "at": read_number(keys.required("at")),
         "event": keys.text("event"),
         "code": _read_code(keys.required("code")),
     }
-    keys.finish()
-    return entry

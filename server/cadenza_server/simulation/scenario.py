@@ -84,6 +84,9 @@ class Scenario:
     expect: Expectation | None = None
 
 
+_TOP: Final = ("name", "profile", "half_life", "shares", "devices", "events", "until", "expect")
+
+
 def read_scenario(path: Path) -> Scenario:
     """Read a file. Raises `ScenarioError` if it is no scenario, `OSError` if it cannot be read."""
     data = path.read_bytes()
@@ -96,7 +99,7 @@ def read_scenario(path: Path) -> Scenario:
 
 def parse_scenario(text: str) -> Scenario:
     """Read the text of a file. Raises `ScenarioError` if it is no scenario."""
-    top = Keys(parse_tree(text), "a scenario")
+    top = Keys(parse_tree(text), "a scenario", _TOP)
     name = top.text("name")
     profile = top.optional("profile", _read_profile) or PROFILES[PROFILE_DEFAULT]
     half_life = top.optional("half_life", read_length)
@@ -105,7 +108,6 @@ def parse_scenario(text: str) -> Scenario:
     devices = _read_devices(top.required("devices"), profile, until)
     events = top.required("events")
     expect = top.optional("expect", read_expectation)
-    top.finish()
     return Scenario(
         name=name,
         devices=devices,
@@ -172,7 +174,7 @@ def _read_devices(tree: Tree, profile: DeviceSettings, until: int | None) -> dic
     for name, each in tree.entries.items():
         if not name:
             raise ScenarioError(tree.lines[name], "a device has a name")
-        keys = Keys(each, "a device")
+        keys = Keys(each, "a device", ("profile", *_SETTINGS))
         settings = keys.optional("profile", _read_profile) or profile
         for key, read in _SETTINGS.items():
             given = keys.take(key)
@@ -186,7 +188,6 @@ def _read_devices(tree: Tree, profile: DeviceSettings, until: int | None) -> dic
                 refuse(given, str(error))
             if key == "calibration_interval" and until is None:
                 refuse(given, "with calibration_interval set the scenario needs `until`: it would never end")
-        keys.finish()
         devices[name] = settings
     return devices
 
@@ -201,18 +202,18 @@ def _read_events(tree: Tree, devices: Mapping[str, DeviceSettings]) -> tuple[Ste
     steps = []
     last = 0
     for item in tree.items:
-        keys = Keys(item, "an event")
-        kinds = [kind for kind in _COMMANDS if kind in keys]
+        kinds = [kind for kind in _COMMANDS if isinstance(item, Table) and kind in item.entries]
         if len(kinds) != 1:
-            refuse(item, f"an event is one of {', '.join(_COMMANDS)}")
+            refuse(item, f"an event is a mapping with one of {', '.join(_COMMANDS)}")
+        kind = kinds[0]
+        allowed, read = _COMMANDS[kind]
+        keys = Keys(item, kind, allowed)
         at_tree = keys.required("at")
         at = read_instant(at_tree)
         if at < last:
             refuse(at_tree, "times never go back: this event comes after one that is later")
         last = at
-        keys.what = kinds[0]
-        steps.append(_COMMANDS[kinds[0]](at, keys.text(kinds[0]), keys, only))
-        keys.finish()
+        steps.append(read(at, keys.text(kind), keys, only))
     return tuple(steps)
 
 
@@ -298,11 +299,21 @@ def _cancel_session(at: int, name: str, keys: Keys, _: str | None) -> Step:
     return Step(at, name, CancelSession(session=name, caller=_caller(keys.optional("user", read_text))))
 
 
-_COMMANDS: Final[Mapping[str, Callable[[int, str, Keys, str | None], Step]]] = {
-    "reserve": _reserve,
-    "create_session": _create_session,
-    "submit": _submit,
-    "cancel": _cancel,
-    "close_session": _close_session,
-    "cancel_session": _cancel_session,
+_COMMANDS: Final[Mapping[str, tuple[tuple[str, ...], Callable[[int, str, Keys, str | None], Step]]]] = {
+    "reserve": (("at", "reserve", "device", "holder", "start", "end"), _reserve),
+    "create_session": (
+        ("at", "create_session", "user", "device", "mode", "max_time", "interactive_ttl", "reservation"),
+        _create_session,
+    ),
+    "submit": (
+        (
+            *("at", "submit", "user", "device", "session", "class", "run", "fails", "worker_lost"),
+            *("estimate", "limit", "priority"),
+        ),
+        _submit,
+    ),
+    "cancel": (("at", "cancel", "user"), _cancel),
+    "close_session": (("at", "close_session", "user", "pending"), _close_session),
+    "cancel_session": (("at", "cancel_session", "user"), _cancel_session),
 }
+"""The keys of each command, and how it is read."""

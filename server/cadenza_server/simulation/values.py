@@ -1,7 +1,7 @@
 """Values of a scenario file: read strictly from the tree, refused with their line."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import StrEnum
 from typing import Final, NoReturn, TypeVar
 
@@ -20,19 +20,22 @@ _T = TypeVar("_T")
 
 
 class Keys:
-    """Takes the keys of a mapping one by one; what is left at the end is unknown. A null is a key left out."""
+    """The keys of a mapping; one that is not allowed is refused. A null is a key left out."""
 
-    __slots__ = ("_entries", "_table", "what")
+    __slots__ = ("_table", "_what")
 
-    def __init__(self, tree: Tree, what: str) -> None:
+    def __init__(self, tree: Tree, what: str, allowed: Collection[str]) -> None:
         if not isinstance(tree, Table):
-            refuse(tree, f"{what} is a mapping")
+            refuse(tree, f"{what} is a mapping, not {show(tree)}")
+        for key in tree.entries:
+            if key not in allowed:
+                reason = f"{what} has no key {key!r}: it has {', '.join(allowed)}"
+                raise ScenarioError(tree.lines[key], reason)
         self._table: Final = tree
-        self._entries: Final = dict(tree.entries)
-        self.what = what
+        self._what: Final = what
 
     def __contains__(self, key: str) -> bool:
-        return key in self._entries
+        return key in self._table.entries
 
     def line(self, key: str) -> int:
         """Return the line of a key; that of the mapping if it is not there."""
@@ -40,14 +43,14 @@ class Keys:
 
     def take(self, key: str) -> Tree | None:
         """Return the value of a key that may be left out."""
-        tree = self._entries.pop(key, None)
+        tree = self._table.entries.get(key)
         return None if isinstance(tree, Scalar) and tree.kind == "null" else tree
 
     def required(self, key: str) -> Tree:
         """Return the value of a key that must be there."""
         tree = self.take(key)
         if tree is None:
-            raise ScenarioError(self.line(key), f"{self.what} needs the key {key!r}")
+            raise ScenarioError(self.line(key), f"{self._what} needs the key {key!r}")
         return tree
 
     def optional(self, key: str, read: Callable[[Tree], _T]) -> _T | None:
@@ -58,11 +61,6 @@ class Keys:
     def text(self, key: str) -> str:
         """Return the text of a key that must be there."""
         return read_text(self.required(key))
-
-    def finish(self) -> None:
-        """Refuse what is left."""
-        for key in self._entries:
-            raise ScenarioError(self._table.lines[key], f"{self.what} has no key {key!r}")
 
 
 def refuse(tree: Tree, reason: str) -> NoReturn:

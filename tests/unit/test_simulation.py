@@ -1,0 +1,273 @@
+"""Scenario files: read strictly, refused with line and reason, printed exactly."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cadenza_server.model.settings import RUNTIME_2023, RUNTIME_2024, SECOND
+from cadenza_server.model.words import JobReason, JobState, Pending
+from cadenza_server.scheduling.jobs import JOB_TRANSITIONS, JobEvent
+from cadenza_server.scheduling.sessions import SESSION_TRANSITIONS, SessionEvent
+from cadenza_server.simulation import ScenarioError, differences, parse_scenario, run_files, simulate
+
+SCENARIOS = Path(__file__).parents[1] / "scenarios"
+
+GOOD = """name: good
+profile: runtime-2024
+half_life: 60
+shares: {lab: 2, lab/alice: 0.25}
+devices:
+  q1: {}
+  q2: {profile: runtime-2023, limit: 50, on_close: DRAIN, calibration_interval: 0.125}
+events:
+  - {at: 0, reserve: r1, device: q1, holder: lab, start: 100, end: 200}
+  - {at: 0, create_session: s1, user: lab/alice, device: q1, mode: BATCH, max_time: 90, interactive_ttl: 0.5}
+  - {at: 1.5, submit: a1, session: s1, run: 10}
+  - {at: 2, submit: c1, class: CALIBRATION, device: q1, run: 2}
+  - {at: 3, cancel: a1}
+  - {at: 3, close_session: s1, pending: DRAIN, user: lab/alice}
+  - {at: 3, cancel_session: s1}
+until: 500
+"""
+
+
+def test_scenario_is_read_as_it_is_written() -> None:
+    scenario = parse_scenario(GOOD)
+    assert scenario.name == "good"
+    assert scenario.half_life == 60 * SECOND
+    assert scenario.shares == {"lab": 2.0, "lab/alice": 0.25}
+    assert scenario.until == 500 * SECOND
+    assert scenario.devices["q1"] == RUNTIME_2024
+    assert scenario.devices["q2"] == replace(
+        RUNTIME_2023, limit=50 * SECOND, on_close=Pending.DRAIN, calibration_interval=SECOND // 8
+    )
+    assert [step.at for step in scenario.steps] == [int(at * SECOND) for at in (0, 0, 1.5, 2, 3, 3, 3)]
+    assert [step.name for step in scenario.steps] == ["r1", "s1", "a1", "c1", "a1", "s1", "s1"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "reason"),
+    [
+        ("name: good\n", "", 1, "needs the key 'name'"),
+        ("name: good", "name: 5", 1, "name"),
+        ("name: good", "title: good", 1, "no key 'title'"),
+        ("until: 500", "util: 500", 16, "no key 'util'"),
+        ("until: 500", "until: -1", 16, "an instant"),
+        ("until: 500\n", "", 7, "needs `until`"),
+        ("until: 500", "until: 500\nuntil: 6", 17, "twice"),
+        ("until: 500", "until: [", 17, "no YAML"),
+        ("until: 500", "until: 500\n---\nname: x", 17, "one scenario"),
+        ("until: 500", "until: *x", 16, "before"),
+        ("profile: runtime-2024", "profile: runtime-2025", 2, "runtime-2023, runtime-2024"),
+        ("half_life: 60", "half_life: 0", 3, "positive"),
+        ("half_life: 60", "half_life: 60s", 3, "seconds"),
+        ("lab: 2,", "lab: 0,", 4, "positive"),
+        ("lab: 2,", "lab: .nan,", 4, "number"),
+        ("lab: 2,", "lab: 1.0e+999,", 4, "positive"),
+        ("lab: 2,", "lab//x: 2,", 4, "not a path"),
+        ("  q1: {}", "  q1: 5", 6, "mapping"),
+        ("limit: 50", "limit: 0", 7, "positive"),
+        ("limit: 50", "limits: 50", 7, "no key 'limits'"),
+        ("limit: 50", "max_attempts: 0", 7, "at least 1"),
+        ("limit: 50", "max_attempts: 1.5", 7, "whole number"),
+        ("on_close: DRAIN", "on_close: drain", 7, "DRAIN, FAIL_QUEUED"),
+        ("calibration_interval: 0.125", "calibration_interval: 0.1255", 7, "three decimals"),
+        ("device: q1, holder: lab", "holder: lab", 9, "needs the key 'device'"),
+        ("holder: lab", "holder: null", 9, "needs the key 'holder'"),
+        ("start: 100", "start: soon", 9, "seconds"),
+        ("mode: BATCH", "mode: BULK", 10, "DEDICATED, BATCH"),
+        ("mode: BATCH", "colour: red", 10, "no key 'colour'"),
+        ("create_session: s1, user", "create_session: s1, submit: x, user", 10, "an event is a mapping with one of"),
+        ("submit: a1", "submti: a1", 11, "an event is a mapping with one of"),
+        ("submit: a1", "submit: calibration-q1-1", 11, "devices' own"),
+        ("submit: a1", "submit: ''", 11, "not empty"),
+        ("session: s1, run: 10", "device: q1, run: 10", 11, "needs the key 'user'"),
+        ("run: 10", "run: ten", 11, "seconds"),
+        ("run: 10", "run: 10.0001", 11, "three decimals"),
+        (", run: 10", "", 11, "needs the key 'run'"),
+        ("run: 10", "run: 10, fails: 1", 11, "true or false"),
+        ("run: 10", "run: 10, priority: 1.5", 11, "whole number"),
+        ("run: 10", "run: 10, worker_lost: 1", 11, "list"),
+        ("at: 2,", "at: 1,", 12, "never go back"),
+        ("at: 2,", "at: -2,", 12, "an instant"),
+        ("at: 2, ", "", 12, "needs the key 'at'"),
+        ("class: CALIBRATION", "class: CALIBRATE", 12, "CALIBRATION"),
+        ("pending: DRAIN", "pending: NONE", 14, "DRAIN, FAIL_QUEUED"),
+        ("  - {at: 3, cancel: a1}", "  - cancel", 13, "mapping"),
+        ("until: 500", "until: 500\nexpect: {run: []}", 17, "no key 'run'"),
+        ("until: 500", "until: 500\nexpect: {runs: [[a1, 0]]}", 17, "[job, start, end]"),
+        ("until: 500", "until: 500\nexpect: {jobs: {a1: {state: DONE}}}", 17, "SUCCEEDED"),
+    ],
+)
+def test_file_that_is_no_scenario_is_refused_with_its_line(old: str, new: str, line: int, reason: str) -> None:
+    assert GOOD.count(old) >= 1
+    with pytest.raises(ScenarioError) as refused:
+        parse_scenario(GOOD.replace(old, new, 1))
+    assert refused.value.line == line
+    assert reason in refused.value.reason
+
+
+@pytest.mark.parametrize("text", ["", "\n# nothing\n", "5", "[]", "name: x", "{a: {b: c}", "\x00", "a: \t- b"])
+def test_text_that_is_nothing_like_a_scenario_is_refused(text: str) -> None:
+    with pytest.raises(ScenarioError):
+        parse_scenario(text)
+
+
+def test_anchors_and_aliases_stand_for_what_they_name() -> None:
+    scenario = parse_scenario(
+        "name: x\ndevices: {q1: &settings {limit: 5}, q2: *settings}\nevents: []\n",
+    )
+    assert scenario.devices["q1"] == scenario.devices["q2"] == replace(RUNTIME_2023, limit=5 * SECOND)
+
+
+def test_outcome_is_printed_exactly(tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text("""name: one
+devices: {qpu: {max_time: 20}}
+events:
+  - {at: 0, create_session: s1, user: lab/alice}
+  - {at: 0, submit: a1, session: s1, run: 2.5}
+  - {at: 1, submit: a2, user: lab/bob, run: 100}
+  - {at: 1, submit: a2, user: lab/bob, run: 100}
+  - {at: 1, submit: a3, user: lab/bob, run: 100}
+  - {at: 30, cancel: a3}
+until: 30
+""")
+    out, err = io.StringIO(), io.StringIO()
+    assert run_files([file], True, out, err) == 0
+    assert err.getvalue() == ""
+    assert json.loads(out.getvalue()) == {
+        "runs": [
+            {"job": "a1", "device": "qpu", "start": 0.0, "end": 2.5, "outcome": "SUCCEEDED", "epoch": 0},
+            {"job": "a2", "device": "qpu", "start": 20.0, "end": None, "outcome": "RUNNING", "epoch": 0},
+        ],
+        "jobs": {
+            "a1": {"state": "SUCCEEDED", "reason": None},
+            "a2": {"state": "RUNNING", "reason": None},
+            "a3": {"state": "CANCELLED", "reason": "CANCELLED_BY_USER"},
+        },
+        "sessions": {
+            "s1": [
+                {"at": 0.0, "state": "OPEN"},
+                {"at": 0.0, "state": "ACTIVE"},
+                {"at": 20.0, "state": "CLOSED", "reason": "EXPIRED"},
+            ]
+        },
+        "charged": {"lab/alice": 20.0},
+        "rejected": [{"at": 1.0, "event": "a2", "code": "ALREADY_EXISTS"}],
+    }
+    assert out.getvalue().count("\n") == 1
+
+
+def test_exit_code_says_the_worst_that_happened(tmp_path: Path) -> None:
+    met, not_met, no_scenario = tmp_path / "met.yaml", tmp_path / "not.yaml", tmp_path / "no.yaml"
+    head = "name: x\ndevices: {qpu: {}}\nevents: [{at: 0, submit: b1, user: b, run: 1}]\n"
+    met.write_text(head + "expect: {runs: [[b1, 0, 1]]}\n")
+    not_met.write_text(head + "expect: {runs: [[b1, 0, 2]]}\n")
+    no_scenario.write_bytes(b"name: x\n\xff\n")
+    for files, code in (
+        ([met], 0),
+        ([met, not_met], 1),
+        ([no_scenario, not_met], 2),
+        ([not_met, no_scenario, met], 2),
+        ([tmp_path / "missing.yaml"], 2),
+    ):
+        for json_lines in (True, False):
+            out, err = io.StringIO(), io.StringIO()
+            assert run_files(files, json_lines, out, err) == code
+            assert bool(err.getvalue()) is (code > 0)
+    assert run_files([no_scenario], True, io.StringIO(), err := io.StringIO()) == 2
+    assert err.getvalue() == f"{no_scenario}:2: this is no UTF-8 text\n"
+
+
+def test_timeline_tells_people_what_happened(tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text(GOOD)
+    out = io.StringIO()
+    assert run_files([file], False, out, io.StringIO()) == 0
+    text = out.getvalue()
+    for part in ("good", "q1 runs a1", "session s1 is open", "job a1 is cancelled: cancelled_by_user", "lab/alice"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    "expect",
+    [
+        "runs: []",
+        "runs: [[b1, 0, 1], [b2, 1, 2]]",
+        "runs: [{job: b1, epoch: 1}]",
+        "runs: [[b1, 0, 1, FAILED]]",
+        "jobs: {}",
+        "jobs: {b1: {state: FAILED}}",
+        "jobs: {b1: {state: SUCCEEDED, reason: WORKER_LOST}}",
+        "sessions: {s1: [[0, OPEN]]}",
+        "charged: {b: 1.000001}",
+        "charged: {}",
+        "rejected: [{at: 0, event: b1, code: NOT_FOUND}]",
+    ],
+)
+def test_what_is_not_as_expected_is_found(expect: str) -> None:
+    scenario = parse_scenario(
+        f"name: x\ndevices: {{qpu: {{}}}}\nevents: [{{at: 0, submit: b1, user: b, run: 1}}]\nexpect: {{{expect}}}\n"
+    )
+    assert scenario.expect is not None
+    assert differences(simulate(scenario), scenario.expect)
+
+
+def test_outcome_does_not_hang_on_the_seed_of_hashes() -> None:
+    program = (
+        "import sys, pathlib; from cadenza_server.simulation import run_files;"
+        "sys.exit(run_files(sorted(pathlib.Path(sys.argv[1]).glob('*.yaml')), True, sys.stdout))"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", program, str(SCENARIOS)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert outputs[0] == outputs[1]
+    assert outputs[0]
+
+
+def test_batches_sessions_and_jobs_go_every_way_of_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of the tables that the conformance suite takes: what is missing here has to have a test elsewhere."""
+    seen_sessions: set[tuple[str, str]] = set()
+    seen_jobs: set[tuple[str, str]] = set()
+
+    class Watched(dict[Any, Any]):
+        def __init__(self, table: Mapping[Any, Any], seen: set[tuple[str, str]]) -> None:
+            super().__init__(table)
+            self.seen = seen
+
+        def __getitem__(self, key: Any) -> Any:
+            self.seen.add(key)
+            return super().__getitem__(key)
+
+    monkeypatch.setattr(
+        "cadenza_server.scheduling.sessions.SESSION_TRANSITIONS", Watched(SESSION_TRANSITIONS, seen_sessions)
+    )
+    monkeypatch.setattr("cadenza_server.scheduling.jobs.JOB_TRANSITIONS", Watched(JOB_TRANSITIONS, seen_jobs))
+    assert run_files(sorted(SCENARIOS.glob("*.yaml")), True, io.StringIO(), io.StringIO()) == 0
+    assert {event for _, event in seen_jobs} == set(JobEvent)
+    assert {event for _, event in seen_sessions} == set(SessionEvent)
+    assert seen_jobs <= JOB_TRANSITIONS.keys()
+    assert seen_sessions <= SESSION_TRANSITIONS.keys()
+
+
+def test_loss_of_a_worker_is_an_outcome_of_the_run_and_not_of_the_job() -> None:
+    scenario = parse_scenario(
+        "name: x\ndevices: {qpu: {max_attempts: 1}}\nevents: [{at: 0, submit: b1, user: b, run: 2, worker_lost: [2]}]\n"
+    )
+    outcome = simulate(scenario)
+    assert [run.outcome for run in outcome.runs] == ["WORKER_LOST"]
+    assert outcome.jobs == {"b1": (JobState.FAILED, JobReason.WORKER_LOST)}
