@@ -874,6 +874,7 @@ async def test_a_stop_lets_a_run_end_within_the_grace(home: Home) -> None:
     await stop
     await home.open()
     assert (await home.engine.get_job(job)).state is JobState.SUCCEEDED
+    await settle(lambda: home.device.running is not None)
     assert home.device.running is not None
     assert (home.device.running.job, home.device.running.attempt) == (waiting, 1)
 

@@ -8,7 +8,9 @@ from cadenza_server.clock import Clock
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's base 32 in lower case: it sorts as the numbers do and has no letters that are read as digits."""
 _RANDOM_BITS: Final = 80
-_LENGTH: Final = 26
+_PAIRS: Final = [high + low for high in _ALPHABET for low in _ALPHABET]
+"""Two characters at a time: 10 bits."""
+_SHIFTS: Final = range(120, -1, -10)
 _MADE_MAX: Final = 100_000
 """Names that are remembered until they are taken."""
 
@@ -38,11 +40,13 @@ class TimeOrderedIds:
 
     def make(self, kind: str) -> str:
         """See `Ids`."""
-        number = (self._clock.now() // 1_000_000) << _RANDOM_BITS | self._source.getrandbits(_RANDOM_BITS)
-        if number <= self._last:
-            number = self._last + 1
-        self._last = number
-        name = f"{kind}-" + "".join(_ALPHABET[number >> shift & 31] for shift in range(5 * (_LENGTH - 1), -1, -5))
+        milliseconds = self._clock.now() // 1_000_000
+        if milliseconds > self._last >> _RANDOM_BITS:
+            self._last = milliseconds << _RANDOM_BITS | self._source.getrandbits(_RANDOM_BITS)
+        else:
+            self._last += 1
+        number = self._last
+        name = f"{kind}-" + "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
         self._made[name] = None
         if len(self._made) > _MADE_MAX:
             del self._made[next(iter(self._made))]

@@ -6,11 +6,13 @@ are served from the front, so the first to come are the first to be needed.
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Final
 
 from cadenza.v1 import circuit_pb2, program_pb2
 
+from cadenza_server.engine.views import JobContent
+from cadenza_server.model.events import JobQueued
+from cadenza_server.model.words import JobState
 from cadenza_server.store.views import JobView, RunView
 
 PAYLOAD_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -19,18 +21,51 @@ _ENTRY_BYTES: Final = 1024
 """What an entry costs beside its program."""
 
 
-@dataclass(slots=True)
 class Payload:
-    """A job that has not ended, as far as it is kept in memory. `view` and `run` are kept current."""
+    """A job that has not ended, as far as it is kept in memory. `view` and `run` (its latest) are kept current."""
 
-    view: JobView
-    program: bytes
-    min_duration_ns: int
-    new_digests: tuple[bytes, ...]
-    digests: frozenset[bytes]
-    run: RunView | None = None
-    """Its latest run."""
-    committed: bool = False
+    __slots__ = ("_accepted", "_view", "committed", "digests", "min_duration_ns", "new_digests", "program", "run")
+
+    def __init__(self, event: JobQueued, content: JobContent, now: int, new_digests: tuple[bytes, ...]) -> None:
+        self._accepted = (event, content, now)
+        self._view: JobView | None = None
+        self.program = content.program
+        self.min_duration_ns = content.min_duration_ns
+        self.new_digests = new_digests
+        self.digests = content.digests
+        self.run: RunView | None = None
+        self.committed = False
+
+    @property
+    def job(self) -> str:
+        """The job's name."""
+        return self._accepted[0].job
+
+    @property
+    def seq(self) -> int:
+        """Its submission number."""
+        return self._accepted[0].seq
+
+    @property
+    def session(self) -> str | None:
+        """Its session, also when it has outlived it."""
+        return self._accepted[0].session
+
+    @property
+    def accepted(self) -> JobView:
+        """The job as it was accepted. Made when it is asked for: most jobs of large calls are never looked at."""
+        return queued_view(*self._accepted)
+
+    @property
+    def view(self) -> JobView:
+        """The job as it is."""
+        if self._view is None:
+            self._view = self.accepted
+        return self._view
+
+    @view.setter
+    def view(self, view: JobView) -> None:
+        self._view = view
 
 
 class Payloads:
@@ -51,11 +86,10 @@ class Payloads:
 
     def put(self, payload: Payload) -> None:
         """Keep it, at least until `committed` is called for it."""
-        view = payload.view
-        self._entries[view.job] = payload
+        self._entries[payload.job] = payload
         self._bytes += len(payload.program) + _ENTRY_BYTES
-        if view.session is not None:
-            self._by_session.setdefault(view.session, {})[view.job] = None
+        if payload.session is not None:
+            self._by_session.setdefault(payload.session, {})[payload.job] = None
 
     def set_committed(self, jobs: list[str]) -> None:
         """These are on disk now: they need not be kept if there is no room."""
@@ -72,11 +106,11 @@ class Payloads:
         if entry is None:
             return
         self._bytes -= len(entry.program) + _ENTRY_BYTES
-        if entry.view.session is not None:
-            siblings = self._by_session[entry.view.session]
+        if entry.session is not None:
+            siblings = self._by_session[entry.session]
             del siblings[job]
             if not siblings:
-                del self._by_session[entry.view.session]
+                del self._by_session[entry.session]
 
     def of_session(self, session: str) -> list[Payload]:
         """Those of one session."""
@@ -150,3 +184,33 @@ def circuit_digest(circuit: circuit_pb2.Circuit) -> bytes | None:
         return None
     value = getattr(circuit, source)
     return hashlib.sha256(value.encode() if isinstance(value, str) else value).digest()
+
+
+def queued_view(event: JobQueued, content: JobContent, now: int) -> JobView:
+    """A job as it was accepted."""
+    return JobView(
+        job=event.job,
+        user=event.user,
+        device=event.device,
+        session=event.session,
+        job_class=event.job_class,
+        program_kind=content.program_kind,
+        state=JobState.QUEUED,
+        reason=None,
+        detail="",
+        seq=event.seq,
+        first=event.first,
+        priority=event.priority,
+        tags=content.tags,
+        limit_ns=event.limit,
+        estimate_ns=event.estimate,
+        estimate_hint_ns=content.estimate_hint_ns,
+        create_time=now,
+        start_time=None,
+        end_time=None,
+        attempts=0,
+        charged_ns=0,
+        epoch=None,
+        cache_deadline=event.cache_deadline,
+        result_bytes=None,
+    )

@@ -175,8 +175,8 @@ class Recorder:
         self.event_number = 0
         self.session_number = 0
         self.reservation_number = 0
-        self.accepted: dict[str, JobView] = {}
-        """The jobs of the instant recorded last, as they were accepted."""
+        self.accepted: dict[str, Payload] = {}
+        """The jobs that the instant recorded last accepted."""
         self.cached: dict[str, int] = {}
         """Closed sessions with a cache deadline, and when it is: it passes without an event if nothing is left."""
         self.touched_sessions: dict[str, None] = {}
@@ -351,8 +351,8 @@ class Recorder:
         if event.job_class is not JobClass.CALIBRATION:
             self._note_user(event.user, batch)
         self._wait(event.user, event.device, 1)
-        view = self.accepted[event.job] = queued_view(event, content, now)
-        self._payloads.put(Payload(view, content.program, content.min_duration_ns, new_digests, content.digests))
+        payload = self.accepted[event.job] = Payload(event, content, now, new_digests)
+        self._payloads.put(payload)
         if event.session is not None:
             record = self.sessions[event.session]
             record.counts[JobState.QUEUED] += 1
@@ -363,7 +363,9 @@ class Recorder:
                 self._circuits.add(event.session, new_digests, event.job)
             if self._is_watched(event.job, event.session):
                 published.append(
-                    Published(number, now, event.job, event.session, "job_accepted", {}, JobAccepted(job=view))
+                    Published(
+                        number, now, event.job, event.session, "job_accepted", {}, JobAccepted(job=payload.accepted)
+                    )
                 )
         if event.job_class is JobClass.CALIBRATION:
             self.touched_devices[event.device] = None
@@ -736,36 +738,6 @@ def session_at(view: SessionView, body: Mapping[str, Any]) -> SessionView:
     values["state"] = SessionState(values["state"])
     values["close_reason"] = CloseReason(values["close_reason"]) if values["close_reason"] else None
     return replace(view, **values, job_counts=JobCounts(**body["job_counts"]), idle_deadline=None, unused_deadline=None)
-
-
-def queued_view(event: ev.JobQueued, content: JobContent, now: int) -> JobView:
-    """A job as it was accepted."""
-    return JobView(
-        job=event.job,
-        user=event.user,
-        device=event.device,
-        session=event.session,
-        job_class=event.job_class,
-        program_kind=content.program_kind,
-        state=JobState.QUEUED,
-        reason=None,
-        detail="",
-        seq=event.seq,
-        first=event.first,
-        priority=event.priority,
-        tags=content.tags,
-        limit_ns=event.limit,
-        estimate_ns=event.estimate,
-        estimate_hint_ns=content.estimate_hint_ns,
-        create_time=now,
-        start_time=None,
-        end_time=None,
-        attempts=0,
-        charged_ns=0,
-        epoch=None,
-        cache_deadline=event.cache_deadline,
-        result_bytes=None,
-    )
 
 
 def accepted_view(view: JobView) -> JobView:

@@ -32,7 +32,7 @@ from cadenza_server.store import StoreError, reads
 from cadenza_server.store import batch as sql
 from cadenza_server.store.batch import Batch
 from cadenza_server.store.store import Store
-from cadenza_server.store.views import JobView, ProgramKind
+from cadenza_server.store.views import ProgramKind
 
 HEARTBEAT_NS: Final = 5 * SECOND
 """How often the time is recorded: what a restart takes for the time at which the server went down, if nothing later
@@ -85,7 +85,7 @@ class Answer:
     """What a command came to: its events, and the jobs that it submitted as they were accepted."""
 
     events: tuple[Event, ...]
-    jobs: tuple[JobView, ...]
+    jobs: tuple[Payload, ...]
 
 
 @dataclass(slots=True)
@@ -386,10 +386,10 @@ class Writer:
             if isinstance(answer, Refusal):
                 unit.answers.append((item.answer, answer))
                 continue
-            views = tuple(recorder.accepted[event.job] for event in answer if isinstance(event, JobQueued))
-            unit.answers.append((item.answer, Answer(answer, views)))
+            queued = [event for event in answer if isinstance(event, JobQueued)]
+            unit.answers.append((item.answer, Answer(answer, tuple(recorder.accepted[event.job] for event in queued))))
             if item.request is not None:
-                self._keep_request(item.request, answer, views, now)
+                self._keep_request(item.request, answer, queued, now)
         for event in outcome.events:
             if isinstance(event, RunStarted):
                 self._started(event, now)
@@ -397,9 +397,7 @@ class Writer:
                 self._finished(event)
         self._arm()
 
-    def _keep_request(
-        self, request: RequestKey, events: tuple[Event, ...], views: tuple[JobView, ...], now: int
-    ) -> None:
+    def _keep_request(self, request: RequestKey, events: tuple[Event, ...], jobs: list[JobQueued], now: int) -> None:
         self.seen_requests.add(hash((request.caller, request.request_id)))
         self._unit.batch.append(
             sql.INSERT_REQUEST,
@@ -408,9 +406,9 @@ class Writer:
                 request.request_id,
                 request.digest,
                 now,
-                views[0].seq if views else None,
-                len(views),
-                None if views else event_json.encode(events),
+                jobs[0].seq if jobs else None,
+                len(jobs),
+                None if jobs else event_json.encode(events),
             ),
         )
 

@@ -94,7 +94,7 @@ async def submit_in_calls(engine: Engine, content: JobContent, jobs: int, a_call
         nonlocal left
         while left > 0:
             left -= 1
-            await engine.submit(commands, contents)
+            await engine.submit_many(commands, contents)
 
     begin = time.perf_counter()
     await asyncio.gather(*(call() for _ in range(callers)))
