@@ -151,14 +151,14 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
             commands.append(command)
             contents.append(content)
         try:
-            views = await self._engine.submit(commands, contents, key)
+            accepted = await self._engine.submit_many(commands, contents, key)
         except Refusal as refusal:
             if refusal.field is not None and not refusal.field.startswith("jobs["):
                 raise moved(refusal, "jobs[0]") from None
             raise
         answer = job_service_pb2.SubmitJobsResponse()
-        for view in views:
-            answer.jobs.add(job_id=view.job, seq=view.seq)
+        for name, seq in accepted:
+            answer.jobs.add(job_id=name, seq=seq)
         return answer
 
     # --- reading ----------------------------------------------------------------------------------------------------
