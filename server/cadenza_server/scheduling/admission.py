@@ -105,8 +105,9 @@ class Admission:
 
     def set_priority(self, command: SetPriority) -> Job:
         """Return the queued job."""
-        job = self._job(command.job, command.caller)
+        self._check_job(command.job, command.caller)
         _check_priority(command.priority)
+        job = self._job(command.job, command.caller)
         if job.state is not JobState.QUEUED:
             raise Refusal(
                 Code.FAILED_PRECONDITION,
@@ -238,15 +239,22 @@ class Admission:
             raise not_found("reservation", name)
         return reservation
 
-    def _job(self, name: str, caller: Caller) -> Job:
-        """Return a live job that is the caller's to change."""
+    def _check_job(self, name: str, caller: Caller) -> None:
+        """Refuse what is no job, live or ended, or is not the caller's: this comes before all other reasons."""
         job = self._ledger.jobs.get(name)
         if job is not None:
             _check_owns(caller, None if job.node is None else job.user, "job", name)
-            return job
-        if name not in self._ledger.ended:
+        elif name in self._ledger.ended:
+            _check_owns(caller, self._ledger.ended[name], "job", name)
+        else:
             raise not_found("job", name)
-        _check_owns(caller, self._ledger.ended[name], "job", name)
+
+    def _job(self, name: str, caller: Caller) -> Job:
+        """Return a live job that is the caller's to change."""
+        self._check_job(name, caller)
+        job = self._ledger.jobs.get(name)
+        if job is not None:
+            return job
         raise Refusal(
             Code.FAILED_PRECONDITION,
             "JOB_FINAL",

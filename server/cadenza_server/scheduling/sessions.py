@@ -233,8 +233,9 @@ class Sessions:
     def window_opened(self, session: Session) -> None:
         """The window of the reservation that it is bound to has started."""
         self._ledger.queue.set_standing(session.handle, True)
-        if session.state is SessionState.OPEN and not session.queued:
-            self._start_unused(session)
+        if session.state is SessionState.OPEN and not session.queued and session.reservation is not None:
+            # Not from now on: after a restart the window starts late, and this clock does not move (10).
+            self._start_unused(session, session.reservation.start)
 
     def job_came(self, session: Session) -> None:
         """A job was submitted: clocks that wait for one stop."""
@@ -453,9 +454,10 @@ class Sessions:
         if due is not None and session.fate is None:
             self._ledger.deadlines.add(DeadlineKind.CACHE, due, (session.number, 0), session)
 
-    def _start_unused(self, session: Session) -> None:
+    def _start_unused(self, session: Session, since: int | None = None) -> None:
+        """Start it `since` an instant; None: now."""
         if session.in_window:
-            due = self._ledger.now + session.device.settings.unused_ttl
+            due = (self._ledger.now if since is None else since) + session.device.settings.unused_ttl
             session.unused = self._ledger.deadlines.add(DeadlineKind.UNUSED, due, (session.number, 0), session)
 
     def _stop_unused(self, session: Session) -> None:
