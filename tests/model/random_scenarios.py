@@ -332,7 +332,7 @@ class Maker:
     def set_priority(self) -> dict[str, Any]:
         queued = [job.name for job in self.law.jobs.values() if job.state == "QUEUED"]
         name = self.random.choice(queued if queued and self.chance(0.8) else self.jobs)
-        priority = self.random.choice((-100, -1, 0, 1, 2, 100))
+        priority = self.random.choice((-100, -1, 0, 1, 2, 100, 101))
         return {"set_priority": name, "priority": priority, **self.asker(self.owner.get(name))}
 
     def set_shares(self) -> dict[str, Any]:

@@ -143,10 +143,20 @@ def test_a_scenario_is_the_same_for_the_same_seed_and_as_a_file() -> None:
 
 @pytest.mark.parametrize("piece", range(PIECES))
 def test_scheduler_and_law_agree_on_random_scenarios(piece: int) -> None:
-    seed = run_seed()
-    print(f"CADENZA_SEED={seed}")
     each = RANDOM_SCENARIOS // PIECES
-    for i in range(piece * each, (piece + 1) * each):
-        report, _ = check_seed(seed * RANDOM_SCENARIOS + i)
+    first = run_seed() * RANDOM_SCENARIOS + piece * each
+    check_seeds(range(first, first + each))
+
+
+@pytest.mark.parametrize("piece", range(5))
+def test_scheduler_and_law_agree_over_restarts_and_all_that_no_file_can_say(piece: int) -> None:
+    first = run_seed() * RANDOM_SCENARIOS + piece * 100 + 1  # negative seeds are those beyond files: 0 is not one
+    check_seeds(range(-first, -first - 100, -1))
+
+
+def check_seeds(seeds: range) -> None:
+    print(f"CADENZA_SEED={run_seed()}")
+    for seed in seeds:
+        report, _ = check_seed(seed)
         if report is not None:
-            pytest.fail(f"CADENZA_SEED={seed}: {report}", pytrace=False)
+            pytest.fail(f"CADENZA_SEED={run_seed()}: {report}", pytrace=False)
