@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import cadenza
@@ -33,6 +34,7 @@ from cadenza import (
     Retry,
     SamplerV2,
     Session,
+    Tls,
     UnavailableError,
 )
 from cadenza.arrays import bit_array_to_message
@@ -255,6 +257,44 @@ def test_who_calls_is_in_the_metadata(
         assert "secret" not in repr(other._transport.endpoint)
     assert script.metadata[-1]["authorization"] == "Bearer secret"
     assert "cadenza-user" not in script.metadata[-1]
+
+
+CERTIFICATE = b"""-----BEGIN CERTIFICATE-----
+MIIBSjCB8aADAgECAgEBMAoGCCqGSM49BAMCMBcxFTATBgNVBAMMDGNhZGVuemEu
+dGVzdDAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowFzEVMBMGA1UE
+AwwMY2FkZW56YS50ZXN0MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE9VnzioRG
+9XwN0XYMYE6edpu5HOCrwPGhFEsXu6Y+03qs0FtSKgXqGa9da8qyKa2v65rXC0BC
+IuapiKi+FIv05aMsMCowFwYDVR0RBBAwDoIMY2FkZW56YS50ZXN0MA8GA1UdEwEB
+/wQFMAMBAf8wCgYIKoZIzj0EAwIDSAAwRQIgHu7pncfXNLBaP7EiS7Qt6CpzmySy
+otGlj9VYbAbcw/ACIQCygUzAGSy1RLQ/IHEUWJSpuEhGLnPntAG02O98BHjAqQ==
+-----END CERTIFICATE-----
+"""
+"""Of `cadenza.test`, signed by itself with `KEY`, until 2120; both are for this test only."""
+
+KEY = b"""-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgCKWOUxF49oKoUJMK
+WJch1QPOGqvpGle+srpGh3aDdU+hRANCAAT1WfOKhEb1fA3RdgxgTp52m7kc4KvA
+8aEUSxe7pj7TeqzQW1IqBeoZr11ryrIpra/rmtcLQEIi5qmIqL4Ui/Tl
+-----END PRIVATE KEY-----
+"""
+
+
+def test_with_tls_the_server_must_be_who_it_says(script: Script, tmp_path: Path) -> None:
+    authority = tmp_path / "ca.pem"
+    authority.write_bytes(CERTIFICATE)
+    server = grpc.server(ThreadPoolExecutor(2))
+    device_service_pb2_grpc.add_DeviceServiceServicer_to_server(script, server)
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(KEY, CERTIFICATE)]))
+    server.start()
+    script.on["ListDevices"] = lambda *_: device_service_pb2.ListDevicesResponse(devices=[device_pb2.Device(name="a")])
+    target = f"127.0.0.1:{port}"
+    tls = Tls(ca=authority, server_name="cadenza.test")
+    with Client(target, token="secret", tls=tls) as client:
+        assert [device.name for device in client.list_devices()] == ["a"]
+    assert script.metadata[-1]["authorization"] == "Bearer secret"
+    with Client(target, tls=authority, retry=Retry(attempts=1)) as client, pytest.raises(UnavailableError):
+        client.list_devices()
+    server.stop(None).wait(PATIENCE_S)
 
 
 def test_lists_are_read_to_the_end_or_to_the_limit(script: Script, client: Client) -> None:

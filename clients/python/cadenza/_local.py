@@ -43,6 +43,8 @@ def private_server(config: Path | str | None = None, arguments: Sequence[str] = 
                 text=True,
                 encoding="utf-8",
                 errors="replace",
+                # Ctrl-C at a terminal interrupts the program, which may go on; it must not reach its server.
+                start_new_session=True,
             )
         try:
             yield _await_address(process, log)

@@ -71,7 +71,7 @@ class _Primitive:
             "estimate_hint": options.estimate_hint,
         }
         if self._mode is not None:
-            return self._mode.submit(encode, **arguments)
+            return self._mode._submit(encode, **arguments)
         service = self._backend.service
         program = encode(CircuitWriter(frozenset(), service.qpy_version))
         return Job.unfollowed(service, service.client.submit_job(program, device=self._backend.name, **arguments))

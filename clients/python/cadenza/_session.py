@@ -199,7 +199,7 @@ class Session:
             "reservation_id": session.reservation_id or None,
         }
 
-    def submit(
+    def _submit(
         self,
         encode: Callable[[CircuitWriter], Program],
         *,
