@@ -22,7 +22,7 @@ from pathlib import Path
 from cadenza_server.clock import SystemClock
 from cadenza_server.engine import DevicePlan, Engine, JobContent, ProgramKind, TimeOrderedIds
 from cadenza_server.execution.runs import Assignment, RunReport
-from cadenza_server.model.commands import Caller, CreateSession, SubmitJob
+from cadenza_server.model.commands import Caller, CancelSession, CreateSession, SubmitJob
 from cadenza_server.model.settings import RUNTIME_2023
 from cadenza_server.model.words import JobClass, RunOutcome
 from cadenza_server.store import Store
@@ -204,6 +204,41 @@ async def gap(folder: Path, jobs: int) -> None:
     )
 
 
+async def restart(folder: Path, jobs: int) -> None:
+    """Print how long a start takes with many queued jobs, and how long the loop stands still when their session ends."""
+    bench = Bench(folder / "restart")
+    await bench.engine.start()
+    content = JobContent(program=b"x" * 300, program_kind=ProgramKind.SAMPLER)
+    await bench.engine.execute(CreateSession(session="s", caller=CALLER, device="aer"))
+    job = SubmitJob(job="", caller=CALLER, session="s", job_class=JobClass.SESSION)
+    for _ in range(jobs // 1000):
+        await bench.engine.submit_many([job] * 1000, [content] * 1000)
+    await bench.engine.stop(0)
+    bench = Bench(folder / "restart")
+    begin = time.perf_counter()
+    await bench.engine.start()
+    started = time.perf_counter() - begin
+    stalls: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0)
+            stalls.append(time.perf_counter() - before)
+
+    ticking = asyncio.create_task(tick())
+    begin = time.perf_counter()
+    await bench.engine.execute(CancelSession(session="s", caller=CALLER))
+    ended = time.perf_counter() - begin
+    ticking.cancel()
+    await bench.engine.stop(0)
+    print(
+        f"{jobs:,} queued jobs of one session: start {started:.2f} s; cancel of the session {ended * 1e3:.0f} ms, "
+        f"longest stall of the event loop {max(stalls) * 1e3:.0f} ms",
+        flush=True,
+    )
+
+
 async def main() -> None:
     """Measure everything."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -219,6 +254,7 @@ async def main() -> None:
         for callers in (1, 16, 64):
             await unary(folder, callers, 4000)
         await gap(folder, 1000)
+        await restart(folder, 100_000)
 
 
 if __name__ == "__main__":

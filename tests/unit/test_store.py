@@ -1,0 +1,209 @@
+"""The store by itself: its schema, its lock, its commits, what it says when it cannot be used."""
+
+import json
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from cadenza_server.clock import SystemClock, VirtualClock
+from cadenza_server.engine.ids import TimeOrderedIds
+from cadenza_server.store import Store, StoreError, StoreInUse, migration
+from cadenza_server.store.batch import INSERT_EVENT, PUT_META, Batch
+from cadenza_server.store.schema import HEAD, meta, metadata
+from cadenza_server.store.store import FILE_NAME
+from sqlalchemy import Connection, create_engine, select, text
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    store = Store(tmp_path)
+    await store.open(0)
+    yield store
+    await store.close()
+
+
+def values(connection: Connection) -> dict[str, int]:
+    return {row.key: row.value for row in connection.execute(select(meta))}
+
+
+async def test_the_migrations_make_the_schema_that_the_code_has(store: Store) -> None:
+    engine = create_engine(f"sqlite:///{store.path}")
+    with engine.connect() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), metadata)
+    engine.dispose()
+    assert differences == []
+
+
+def test_the_newest_migration_is_the_version_that_the_code_reads() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migration.__file__).with_name("migrations")))
+    assert ScriptDirectory.from_config(config).get_current_head() == HEAD
+
+
+async def test_commits_are_synchronous_and_survive_the_death_of_the_process(store: Store) -> None:
+    def pragmas(connection: Connection) -> str:
+        return str(connection.execute(text("PRAGMA journal_mode")).scalar())
+
+    assert await store.read(pragmas) == "wal"
+    assert store._writer is not None
+    assert store._writer.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+async def test_a_batch_is_written_all_or_not_at_all(store: Store) -> None:
+    batch = Batch()
+    batch.add(PUT_META, ("kept", 1))
+    await store.commit(batch)
+    bad = Batch()
+    bad.add(PUT_META, ("kept", 2))
+    bad.append(INSERT_EVENT, (1, 0, None, None, "kind", "{}"))
+    bad.append(INSERT_EVENT, (1, 0, None, None, "kind", "{}"))
+    with pytest.raises(StoreError, match="UNIQUE constraint failed"):
+        await store.commit(bad)
+    assert await store.read(values) == {"kept": 1}
+    again = Batch()
+    again.add(PUT_META, ("kept", 3))
+    await store.commit(again)
+    assert await store.read(values) == {"kept": 3}
+
+
+def test_a_batch_keeps_the_order_of_what_depends_on_it_and_gathers_the_rest() -> None:
+    batch = Batch()
+    batch.add("insert", (1,))
+    batch.append("history", (1,))
+    batch.add("insert", (2,))
+    batch.add("update", (1,))
+    batch.append("history", (2,))
+    batch.add("insert", (3,))
+    assert list(batch.statements()) == [
+        ("insert", [(1,), (2,)]),
+        ("update", [(1,)]),
+        ("insert", [(3,)]),
+        ("history", [(1,), (2,)]),
+    ]
+
+
+async def test_readers_cannot_write(store: Store) -> None:
+    def write(connection: Connection) -> None:
+        connection.execute(meta.insert().values(key="sneaked", value=1))
+
+    with pytest.raises(StoreError, match="readonly database"):
+        await store.read(write)
+
+
+async def test_a_store_in_use_is_refused_saying_by_whom(store: Store) -> None:
+    with pytest.raises(StoreInUse, match=rf"process {os.getpid()} on .*, since 1970-01-01T00:00:00"):
+        await Store(store.data_dir).open(0)
+    await store.read(values)
+
+
+def lock_elsewhere(data_dir: Path) -> "subprocess.Popen[str]":
+    """Another process that holds the lock."""
+    code = (
+        "import os, pathlib, sys\n"
+        "from cadenza_server.store.lock import Lock\n"
+        "lock = Lock(pathlib.Path(sys.argv[1]), 0)\n"
+        "print('held', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(data_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+async def test_the_lock_of_a_killed_server_is_gone_with_it(tmp_path: Path) -> None:
+    with lock_elsewhere(tmp_path) as process:
+        with pytest.raises(StoreInUse, match=rf"process {process.pid} on"):
+            await Store(tmp_path).open(0)
+        process.kill()
+        process.wait(10)
+    store = Store(tmp_path)
+    await store.open(0)
+    assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    await store.close()
+
+
+async def test_a_store_of_a_newer_server_is_refused_and_left_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    await store.open(0)
+    await store.close()
+    connection = sqlite3.connect(tmp_path / FILE_NAME)
+    connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(StoreError, match="schema 9999, made by a newer server"):
+        await Store(tmp_path).open(0)
+    assert migration.schema_version(tmp_path / FILE_NAME) == "9999"
+
+
+async def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"something else entirely" * 100)
+    with pytest.raises(StoreError, match="cannot be read as a store"):
+        await Store(tmp_path).open(0)
+
+
+async def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="give another --data-dir"):
+        await Store(tmp_path / "file" / "data").open(0)
+
+
+async def test_a_closed_store_says_so(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    await store.open(0)
+    await store.close()
+    await store.close()
+    with pytest.raises(StoreError, match="closed"):
+        await store.commit(Batch())
+    with pytest.raises(StoreError, match="closed"):
+        await store.read(values)
+
+
+# --- names and time -------------------------------------------------------------------------------------------------
+def test_names_sort_by_the_time_of_their_making_and_are_taken_once() -> None:
+    clock = VirtualClock(1_700_000_000_000_000_000)
+    ids = TimeOrderedIds(clock, random.Random(1))
+    names = []
+    for _ in range(50):
+        names += [ids.make("job") for _ in range(3)]
+        clock.advance(1_000_000)
+    assert names == sorted(names)
+    assert len(set(names)) == len(names)
+    assert all(len(name) == len("job-") + 26 and name.islower() for name in names)
+    assert ids.take(names[0])
+    assert not ids.take(names[0])
+    assert not ids.take("job-of-somebody")
+
+
+def test_a_virtual_clock_fires_what_is_due_in_order_and_at_its_time() -> None:
+    clock = VirtualClock(100)
+    fired: list[tuple[str, int]] = []
+    clock.call_at(130, lambda: fired.append(("late", clock.now())))
+    clock.call_at(110, lambda: fired.append(("early", clock.now())))
+    cancelled = clock.call_at(120, lambda: fired.append(("never", clock.now())))
+    clock.call_at(50, lambda: fired.append(("overdue", clock.now())))
+    cancelled.cancel()
+    clock.advance(20)
+    assert fired == [("overdue", 100), ("early", 110)]
+    clock.advance(20)
+    assert fired[2:] == [("late", 130)]
+    assert clock.now() == 140
+    with pytest.raises(ValueError, match="does not go back"):
+        clock.advance(-1)
+
+
+def test_the_system_clock_does_not_go_back() -> None:
+    clock = SystemClock()
+    times = [clock.now() for _ in range(1000)]
+    assert times == sorted(times)
