@@ -63,6 +63,7 @@ class AerExecutor:
         pub.observables.observables.add().terms.add(pauli="ZZ", coefficient=1.0)
         for program in (sampler, estimator):
             self.execute(program, {}, epoch=0, attempt=0)
+        self._workshop.model.load_pass_manager()
         self._workshop = Workshop(self._workshop.model)
 
     def execute(self, program: Program, circuits: Mapping[bytes, Circuit], *, epoch: int, attempt: int) -> Executed:

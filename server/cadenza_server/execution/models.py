@@ -78,6 +78,13 @@ class DeviceModel:
         except Exception as error:
             raise ProgramError(f"the circuit cannot be transpiled for the device: {error}") from error
 
+    def load_pass_manager(self) -> None:
+        """Make and run the pass manager of the default level: the first one that a process makes takes most of a
+        second."""
+        circuit = QuantumCircuit(2)
+        circuit.iswap(0, 1)
+        self._pass_manager(self.spec.transpile_level).run(circuit)
+
     def _executes(self, circuit: Any) -> bool:
         """Whether Aer without a coupling map takes every instruction as it is."""
         supported = self._aer_gates | _AER_INSTRUCTIONS
