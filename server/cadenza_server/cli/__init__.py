@@ -1,4 +1,4 @@
-"""The command line: `cadenza serve`, `config`, `token` and more. Each command is a module with a `register(app)`.
+"""The command line. Each module named in `COMMANDS` has a `register(app)` that adds its commands.
 
 Modules import what they need inside their commands, so that `--help` and small commands start at once.
 """
@@ -8,7 +8,19 @@ from typing import Final
 
 import typer
 
-COMMANDS: Final = ("serve", "config", "token")
+COMMANDS: Final = (
+    "serve",
+    "config",
+    "token",
+    "demo",
+    "simulate",
+    "jobs",
+    "submit",
+    "sessions",
+    "devices",
+    "shares",
+    "reservations",
+)
 """Modules of this package, in the order in which `--help` shows them."""
 
 

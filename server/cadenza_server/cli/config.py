@@ -10,7 +10,7 @@ from cadenza_server.cli.failure import fail
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(config)
+    app.command(rich_help_panel="Server")(config)
 
 
 def config(

@@ -10,7 +10,7 @@ from cadenza_server.cli.failure import fail
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(serve)
+    app.command(rich_help_panel="Server")(serve)
 
 
 def serve(

@@ -9,7 +9,7 @@ from cadenza_server.cli.failure import fail
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(token)
+    app.command(rich_help_panel="Server")(token)
 
 
 def token(

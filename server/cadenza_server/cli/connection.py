@@ -1,0 +1,148 @@
+"""Commands that call a server: their common options, how they end when it refuses, and how Ctrl-C stops them."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec
+
+import typer
+
+from cadenza_server.cli.failure import fail
+
+if TYPE_CHECKING:
+    from cadenza import Client, Tls
+
+P = ParamSpec("P")
+
+INTERRUPTED: Final = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+_PANEL: Final = "Which server, and who calls"
+
+
+def _option(name: str, variable: str, help_text: str, metavar: str | None = None) -> Any:
+    return typer.Option(name, envvar=variable, help=help_text, metavar=metavar, rich_help_panel=_PANEL)
+
+
+def _options(
+    target: Annotated[
+        str | None, _option("--target", "CADENZA_TARGET", "The server. Default: 127.0.0.1:50051.", "HOST:PORT")
+    ] = None,
+    user: Annotated[
+        str | None,
+        _option(
+            "--user",
+            "CADENZA_USER",
+            "Who calls, where names are trusted. Default: your name on this machine.",
+            "PATH",
+        ),
+    ] = None,
+    token: Annotated[
+        str | None, _option("--token", "CADENZA_TOKEN", "Who calls, where the server wants tokens.", "TEXT")
+    ] = None,
+    tls: Annotated[
+        bool, _option("--tls", "CADENZA_TLS", "Encrypt, and trust this machine's certificate authorities.")
+    ] = False,
+    tls_ca: Annotated[
+        Path | None, _option("--tls-ca", "CADENZA_TLS_CA", "Encrypt, and trust the authority in this file.", "FILE")
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, _option("--tls-certificate", "CADENZA_TLS_CERTIFICATE", "Your own certificate.", "FILE")
+    ] = None,
+    tls_key: Annotated[Path | None, _option("--tls-key", "CADENZA_TLS_KEY", "Its key.", "FILE")] = None,
+    tls_server_name: Annotated[
+        str | None,
+        _option("--tls-server-name", "CADENZA_TLS_SERVER_NAME", "The name in the server's certificate.", "TEXT"),
+    ] = None,
+) -> None:
+    """The options that each command gets, by their signature."""
+
+
+_CONNECTION: Final = inspect.signature(_options)
+
+
+def calls_server(command: Callable[Concatenate["Client", P], None]) -> Callable[..., None]:
+    """The command with the connection's options added to its own, and a client as its first argument.
+
+    What the server refuses ends it with the server's sentence and exit code 1; Ctrl-C with 130.
+    """
+    own = list(inspect.signature(command).parameters.values())[1:]
+    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
+    parameters += [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in _CONNECTION.parameters.values()]
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        connection: dict[str, Any] = {name: kwargs.pop(name) for name in _CONNECTION.parameters}
+        with ended_in_one_voice(), connect(**connection) as client:
+            command(client, *args, **kwargs)
+
+    run.__name__ = command.__name__
+    run.__doc__ = command.__doc__
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
+
+
+@contextmanager
+def ended_in_one_voice() -> Iterator[None]:
+    """What a command may raise becomes a sentence and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        from cadenza import CadenzaError
+
+        if not isinstance(error, CadenzaError):
+            raise
+        fail(error)
+
+
+def connect(
+    target: str | None,
+    user: str | None,
+    token: str | None,
+    tls: bool,
+    tls_ca: Path | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    tls_server_name: str | None,
+) -> "Client":
+    """The client that the options ask for. Wrong ones end the command with exit code 2."""
+    from cadenza import Client
+
+    if user is not None:
+        check_path_option("--user", user)
+    try:
+        return Client(
+            target, user=user, token=token, tls=_make_tls(tls, tls_ca, tls_certificate, tls_key, tls_server_name)
+        )
+    except OSError as error:
+        fail(f"{error.filename}: it cannot be read: {error.strerror}", 2)
+
+
+def _make_tls(
+    tls: bool, ca: Path | None, certificate: Path | None, key: Path | None, server_name: str | None
+) -> "Tls | None":
+    from cadenza import Tls
+
+    if (certificate is None) != (key is None):
+        fail("--tls-certificate and --tls-key belong together: give both", 2)
+    if not tls and ca is None and certificate is None and server_name is None:
+        return None
+    return Tls(ca=ca, certificate=certificate, key=key, server_name=server_name)
+
+
+def check_path_option(option: str, path: str) -> str:
+    """`path`, if it is one of the share tree; else the command ends with exit code 2."""
+    from cadenza_server.model.paths import check_path
+
+    try:
+        return check_path(path)
+    except ValueError as error:
+        fail(f"{option}: {error}", 2)
+
+
+def own_path(client: "Client") -> str:
+    """The caller's path; where a token says it, the server is asked."""
+    return client.get_server_info().caller.user
