@@ -208,7 +208,12 @@ def test_jobs_outside_of_an_active_session_wait_and_can_be_cancelled(
         assert (waiting.status(), alone.status()) == ("QUEUED", "QUEUED")
         assert sim.status().pending_jobs >= 2
         assert alone.job_id() in {job.job_id() for job in service.jobs(pending=True)}
-        alone.cancel()
+        updates = []
+        for update in alone.watch(timeout=PATIENCE_S):
+            updates.append((update.change, update.status))
+            if update.change == "job_snapshot":
+                alone.cancel()
+        assert updates == [("job_snapshot", "QUEUED"), ("job_ended", "CANCELLED")]
         with pytest.raises(JobCancelledError) as caught:
             alone.result(PATIENCE_S)
         assert caught.value.reason == "CANCELLED_BY_USER"
@@ -258,6 +263,21 @@ def test_a_job_is_found_again_by_id_and_by_tag_from_another_connection(
     changes = [(update.change, update.status) for update in job.watch()]
     assert changes == [("job_snapshot", "DONE")]
     assert job.logs().splitlines()[-1].endswith("job_ended DONE")
+
+
+def test_a_job_that_runs_into_its_limit_is_an_error_that_says_so(sim: CadenzaBackend) -> None:
+    heavy = QuantumCircuit(20)
+    for layer in range(200):
+        for qubit in range(20):
+            heavy.u(0.1 * layer, 0.2, 0.3, qubit)
+            heavy.cx(qubit, (qubit + 1 + layer % 7) % 20)
+    heavy.measure_all()
+    job = SamplerV2(mode=sim, options={"max_execution_time": 0.2, "simulator": {"method": "statevector"}}).run([heavy])
+    with pytest.raises(JobFailedError) as caught:
+        job.result(PATIENCE_S)
+    assert caught.value.reason == "RAN_TOO_LONG"
+    assert job.status() == "ERROR"
+    assert not job.cancelled()
 
 
 def test_another_user_s_job_is_not_shown(service: CadenzaService, sim: CadenzaBackend) -> None:
