@@ -259,6 +259,16 @@ def test_who_calls_is_in_the_metadata(
     assert "cadenza-user" not in script.metadata[-1]
 
 
+@pytest.mark.parametrize(
+    ("given", "field"), [({"user": "müller"}, "user"), ({"user": "lab//ada"}, "user"), ({"token": "secret\n"}, "token")]
+)
+def test_who_cannot_be_a_caller_is_refused_before_anything_is_sent(given: dict[str, str], field: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        Client("127.0.0.1:1", **given)  # type: ignore[arg-type]
+    assert caught.value.field == field
+    assert "secret" not in str(caught.value)
+
+
 CERTIFICATE = b"""-----BEGIN CERTIFICATE-----
 MIIBSjCB8aADAgECAgEBMAoGCCqGSM49BAMCMBcxFTATBgNVBAMMDGNhZGVuemEu
 dGVzdDAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowFzEVMBMGA1UE

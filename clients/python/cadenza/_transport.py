@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, TypeVar, cast
 import grpc
 from grpc.experimental import ChannelOptions
 
-from cadenza._errors import CadenzaError, OutOfRangeError, UnavailableError, map_error
+from cadenza._errors import CadenzaError, InvalidRequestError, OutOfRangeError, UnavailableError, map_error
 from cadenza.v1.event_pb2 import Event
 
 Request = TypeVar("Request")
@@ -30,6 +30,8 @@ TIMEOUT_DEFAULT: Final = 60.0
 """Seconds that a unary call may take."""
 
 _FORBIDDEN: Final = re.compile(r"[^A-Za-z0-9._@-]")
+_USER: Final = re.compile(r"[A-Za-z0-9._@-]{1,64}(/[A-Za-z0-9._@-]{1,64}){0,7}")
+_TOKEN: Final = re.compile(r"[!-~]+")
 _OPTIONS: Final[list[tuple[str, Any]]] = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -112,8 +114,16 @@ class Endpoint:
         elif isinstance(tls, bool):
             tls = Tls() if tls else None
         if token:
-            return cls(target, (("authorization", f"Bearer {token}"),), user, tls)
+            if not _TOKEN.fullmatch(token):
+                raise _refuse("token", "the token has characters that no token has: a line break or a blank, perhaps")
+            return cls(target, (("authorization", f"Bearer {token}"),), None, tls)
         user = user or default_user()
+        if not _USER.fullmatch(user):
+            raise _refuse(
+                "user",
+                f"{user!r} is no user: write 1 to 8 parts of letters, digits and `. _ @ -`, joined by `/`, "
+                "such as lab/alice",
+            )
         return cls(target, (("cadenza-user", user),), user, tls)
 
     def channel_options(self, *, single_threaded: bool) -> list[tuple[str, Any]]:
@@ -124,6 +134,10 @@ class Endpoint:
         if self.tls is not None and self.tls.server_name:
             options.append(("grpc.ssl_target_name_override", self.tls.server_name))
         return options
+
+
+def _refuse(field: str, sentence: str) -> InvalidRequestError:
+    return InvalidRequestError(sentence, code="INVALID_ARGUMENT", reason="INVALID_FIELD", field=field)
 
 
 class EventMessage(Protocol):
