@@ -6,6 +6,7 @@ from typing import Any, Final, cast
 import yaml
 
 _TAG: Final = "tag:yaml.org,2002:"
+_TEXT: Final = _TAG + "str"
 
 
 class ScenarioError(ValueError):
@@ -80,22 +81,26 @@ def _build(loader: yaml.CSafeLoader, events: Iterator[Any]) -> Tree:
     inside: Table | List | None = None
     key: str | None = None
     anchors: dict[str, Tree] = {}
+    words: dict[str, str] = {}
     resolve: Callable[[type, str, tuple[bool, bool]], str] = loader.resolve
     for event in events:
         tree: Tree
         kind = type(event)
         if kind is yaml.ScalarEvent:
             line = event.start_mark.line + 1
-            tag = event.tag or resolve(yaml.ScalarNode, event.value, event.implicit)
-            tree = Scalar(line, tag.removeprefix(_TAG), event.value)
+            text = event.value
             if type(inside) is Table and key is None:
-                if tree.kind != "str":
-                    raise ScenarioError(line, f"a key is text, not {event.value!r}")
-                if event.value in inside.entries:
-                    raise ScenarioError(line, f"the key {event.value!r} is here twice")
-                key = event.value
+                if text not in words:
+                    if (event.tag or resolve(yaml.ScalarNode, text, event.implicit)) != _TEXT:
+                        raise ScenarioError(line, f"a key is text, not {text!r}")
+                    words[text] = text
+                if text in inside.entries:
+                    raise ScenarioError(line, f"the key {text!r} is here twice")
+                key = words[text]
                 inside.lines[key] = line
                 continue
+            tag = event.tag or resolve(yaml.ScalarNode, text, event.implicit)
+            tree = Scalar(line, tag.removeprefix(_TAG), text)
         elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
             line = event.start_mark.line + 1
             if event.tag is not None:
