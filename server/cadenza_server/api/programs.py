@@ -10,6 +10,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from cadenza.v1.program_pb2 import (
@@ -44,6 +45,8 @@ DIGEST_BYTES: Final = 32
 AXES_MAX: Final = 32
 CIRCUITS_REMEMBERED_MAX: Final = 100_000
 """Of how many circuits the number of qubits is remembered, so that a digest can be checked like the circuit itself."""
+
+SMALL_CIRCUIT_BYTES: Final = 4096
 
 _ELEMENT_BYTES: Final = {
     DTYPE_FLOAT64: 8,
@@ -140,7 +143,8 @@ class ProgramChecker:
     # --- programs -----------------------------------------------------------------------------------------------
 
     def _check_sampler(self, job: SamplerJob, device: DeviceFacts, circuits: _Circuits) -> int:
-        self._check_options(job.options, device)
+        if job.HasField("options"):
+            self._check_options(job.options, device)
         default = _check_shots(job, "default_shots", device.default_shots)
         return self._check_sampler_pubs(job.pubs, default, device, circuits)
 
@@ -167,7 +171,8 @@ class ProgramChecker:
         return total
 
     def _check_estimator(self, job: EstimatorJob, device: DeviceFacts, circuits: _Circuits) -> int:
-        self._check_options(job.options, device)
+        if job.HasField("options"):
+            self._check_options(job.options, device)
         _check_precision(job, "default_precision")
         self._check_count(len(job.pubs))
         total = 0
@@ -183,7 +188,8 @@ class ProgramChecker:
         return total
 
     def _check_calibration(self, job: CalibrationJob, device: DeviceFacts, circuits: _Circuits) -> tuple[int, int]:
-        self._check_options(job.options, device)
+        if job.HasField("options"):
+            self._check_options(job.options, device)
         default = _check_shots(job, "default_shots", device.default_shots)
         shots = self._check_sampler_pubs(job.pubs, default, device, circuits) if job.pubs else 0
         duration = check_length(job.duration, "duration") if job.HasField("duration") else device.calibration_duration
@@ -266,6 +272,16 @@ def _names_circuits(program: Program) -> bool:
 
 
 def _check_qpy(content: bytes) -> int:
+    """How many qubits the circuit has. Many jobs bring the same small circuit, so the latest of those are remembered."""
+    return _check_small_qpy(content) if len(content) <= SMALL_CIRCUIT_BYTES else _read_qpy(content)
+
+
+@lru_cache(maxsize=1024)
+def _check_small_qpy(content: bytes) -> int:
+    return _read_qpy(content)
+
+
+def _read_qpy(content: bytes) -> int:
     try:
         return read_qpy_header(content).num_qubits
     except ValueError as error:
