@@ -11,7 +11,7 @@ from qiskit.primitives import BasePrimitiveJob, PrimitiveResult
 
 from cadenza._codec import decode_result
 from cadenza._errors import CadenzaError, CadenzaTimeoutError, JobCancelledError, JobFailedError
-from cadenza._follow import FINAL, FollowedJob
+from cadenza._follower import FINAL, FollowedJob
 from cadenza._times import read_seconds, read_time
 from cadenza.v1 import job_pb2, program_pb2
 from cadenza.v1.event_pb2 import Event

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from cadenza._backend import CadenzaBackend
 from cadenza._codec import CircuitWriter
 from cadenza._errors import CadenzaError, InvalidRequestError, NotFoundError
-from cadenza._follow import SessionFollower
+from cadenza._follower import SessionFollower
 from cadenza._job import Job
 from cadenza._requests import Pending, SessionModeName
 from cadenza._reservation import Reservation
