@@ -76,23 +76,26 @@ def prepare(model: DeviceModel, circuit: Any, parameters: Sequence[Any], *, nois
         converted=converted,
         parameters=tuple(parameters),
         slots=tuple(_slots(compiled, index_maps[0], parameters)),
-        noise=_cut(errors, [compiled]),
+        noise=_cut_to(errors, compiled) if errors else {},
     )
 
 
-def prepare_batch(model: DeviceModel, circuits: Sequence[Any], *, noisy: bool) -> PreparedCircuit:
-    """Convert circuits on the same qubits, without parameters, control flow or delays, to be executed in one call:
-    their noise is read once. The results come in their order.
+def prepare_batch(
+    model: DeviceModel, circuits: Sequence[Any], qubits: Sequence[int], *, noisy: bool
+) -> PreparedCircuit:
+    """Convert circuits on the same qubits, without parameters, labels, control flow or delays, to be executed in one
+    call: their noise is read once. The results come in their order.
     """
     converted, _ = assemble_circuits(list(circuits))
     for number, one in enumerate(converted):
         one.circ_id = number
+    names: set[str | None] = {name for circuit in circuits for name in circuit.count_ops()}
     return PreparedCircuit(
         circuit=max(circuits, key=lambda circuit: circuit.num_clbits),
         converted=converted,
         parameters=(),
         slots=(),
-        noise=_cut(model.noise_errors if noisy else [], circuits),
+        noise=_cut(model.noise_errors, set(qubits), names) if noisy else {},
     )
 
 
@@ -180,16 +183,15 @@ def _bind(
     return table
 
 
-def _cut(errors: list[dict[str, Any]], circuits: Sequence[Any]) -> dict[str, Any]:
-    """The noise of the qubits and instructions that the circuits use: most of a run's time goes into reading it."""
-    if not errors:
-        return {}
-    used: set[int] = set()
-    names: set[str | None] = set()
-    for circuit in circuits:
-        used.update(circuit.find_bit(qubit).index for instruction in circuit.data for qubit in instruction.qubits)
-        # an error in a delay stands for itself in the circuit, under its own label
-        names.update(circuit.count_ops(), (instruction.operation.label for instruction in circuit.data))
+def _cut_to(errors: list[dict[str, Any]], circuit: Any) -> dict[str, Any]:
+    """The noise of the qubits and instructions that a circuit uses: most of a run's time goes into reading it."""
+    used = {circuit.find_bit(qubit).index for instruction in circuit.data for qubit in instruction.qubits}
+    # an error in a delay stands for itself in the circuit, under its own label
+    names = {instruction.operation.label for instruction in circuit.data} | set(circuit.count_ops())
+    return _cut(errors, used, names)
+
+
+def _cut(errors: list[dict[str, Any]], used: set[int], names: set[str | None]) -> dict[str, Any]:
     met = [
         error
         for error in errors

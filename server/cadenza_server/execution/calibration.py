@@ -126,13 +126,13 @@ class _Laboratory:
     def measure_qubit(self, qubit: int, gates: dict[str, _Gate] | None) -> _QubitFindings:
         """Readout and, unless `gates` is None, reference and one-qubit gates of a qubit."""
         readout = [self._circuit((qubit,), (state,), None, undo=False) for state in "01"]
-        after_zero, after_one = (float(ones[:, 0].mean()) for ones in self._run(readout, READOUT_SHOTS))
+        after_zero, after_one = (float(ones[:, 0].mean()) for ones in self._run(readout, (qubit,), READOUT_SHOTS))
         if gates is None:
             return _QubitFindings((after_zero, 1 - after_one), {})
         circuits = [
             self._circuit((qubit,), (state,), gate) for gate in (None, *gates.values()) for state in _EIGENSTATES
         ]
-        ones = [outcomes[:, 0].mean() for outcomes in self._run(circuits, GATE_SHOTS)]
+        ones = [outcomes[:, 0].mean() for outcomes in self._run(circuits, (qubit,), GATE_SHOTS)]
         signs = 1 - 2 * np.array(ones).reshape(-1, len(_EIGENSTATES)).mean(axis=1)
         self._references[qubit] = float(signs[0])
         errors = {}
@@ -145,7 +145,7 @@ class _Laboratory:
         """The average infidelity of a two-qubit gate. Both qubits must have been measured."""
         circuits = [self._circuit(qubits, states, gate) for states, _ in _PAIR_STATES]
         left = np.zeros(3)
-        for (_, weight), outcomes in zip(_PAIR_STATES, self._run(circuits, PAIR_SHOTS), strict=True):
+        for (_, weight), outcomes in zip(_PAIR_STATES, self._run(circuits, qubits, PAIR_SHOTS), strict=True):
             signs = 1.0 - 2.0 * outcomes
             left += weight * np.array((signs[:, 0].mean(), signs[:, 1].mean(), (signs[:, 0] * signs[:, 1]).mean()))
         left /= sum(weight for _, weight in _PAIR_STATES)
@@ -171,12 +171,12 @@ class _Laboratory:
             circuit.measure(qubit, place)
         return circuit
 
-    def _run(self, circuits: Sequence[Any], shots: int) -> list[NDArray[np.int_]]:
+    def _run(self, circuits: Sequence[Any], qubits: Sequence[int], shots: int) -> list[NDArray[np.int_]]:
         """The outcomes of each circuit: a row a shot, a column a classical bit."""
         self._experiment += 1
         execution = execute(
             self._model,
-            prepare_batch(self._model, circuits, noisy=self._bench.noisy),
+            prepare_batch(self._model, circuits, qubits, noisy=self._bench.noisy),
             np.empty((1, 0)),
             shots=shots,
             seed=self._bench.seed_of(self._experiment),
