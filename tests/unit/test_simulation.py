@@ -56,7 +56,7 @@ def test_scenario_is_read_as_it_is_written() -> None:
     ("old", "new", "line", "reason"),
     [
         ("name: good\n", "", 1, "needs the key 'name'"),
-        ("name: good", "name: 5", 1, "name"),
+        ("name: good", "name: 5", 1, "a text"),
         ("name: good", "title: good", 1, "no key 'title'"),
         ("until: 500", "util: 500", 16, "no key 'util'"),
         ("until: 500", "until: -1", 16, "an instant"),
@@ -87,7 +87,7 @@ def test_scenario_is_read_as_it_is_written() -> None:
         ("create_session: s1, user", "create_session: s1, submit: x, user", 10, "an event is a mapping with one of"),
         ("submit: a1", "submti: a1", 11, "an event is a mapping with one of"),
         ("submit: a1", "submit: calibration-q1-1", 11, "devices' own"),
-        ("submit: a1", "submit: ''", 11, "not empty"),
+        ("submit: a1", "submit: 7", 11, "a text"),
         ("session: s1, run: 10", "device: q1, run: 10", 11, "needs the key 'user'"),
         ("run: 10", "run: ten", 11, "seconds"),
         ("run: 10", "run: 10.0001", 11, "three decimals"),
@@ -118,6 +118,20 @@ def test_file_that_is_no_scenario_is_refused_with_its_line(old: str, new: str, l
 def test_text_that_is_nothing_like_a_scenario_is_refused(text: str) -> None:
     with pytest.raises(ScenarioError):
         parse_scenario(text)
+
+
+def test_text_that_is_empty_is_a_command_that_is_refused() -> None:
+    scenario = parse_scenario("""name: x
+devices: {qpu: {}}
+events:
+  - {at: 0, submit: '', user: b, run: 1}
+  - {at: 0, submit: b1, user: '', run: 1}
+  - {at: 0, reserve: r1, holder: '', start: 1, end: 2}
+  - {at: 0, create_session: s1, user: b, device: ''}
+  - {at: 0, submit: b1, session: '', run: 1}
+""")
+    codes = [each.code for each in simulate(scenario).rejected]
+    assert codes == ["INVALID_ARGUMENT", "INVALID_ARGUMENT", "INVALID_ARGUMENT", "NOT_FOUND", "NOT_FOUND"]
 
 
 def test_anchors_and_aliases_stand_for_what_they_name() -> None:

@@ -56,7 +56,8 @@ class Admission:
         if calibration and not caller.operator:
             _deny_operator("submit a calibration")
         if session is not None:
-            user = command.user or (session.node.path if caller.operator else caller.path)
+            own = session.node.path if caller.operator else caller.path
+            user = own if command.user is None else command.user
             if user != session.node.path or (user != caller.path and not caller.operator):
                 raise Refusal(
                     Code.PERMISSION_DENIED,
@@ -65,7 +66,7 @@ class Admission:
                     metadata={"session_id": session.name},
                 )
         else:
-            user = command.user or caller.path
+            user = caller.path if command.user is None else command.user
             _check_acts_for(caller, user, "submit jobs")
         if session is not None and calibration:
             _refuse_field("job_class", "a calibration cannot belong to a session: submit it without one")
@@ -127,7 +128,7 @@ class Admission:
         caller = command.caller
         device = self.device(command.device)
         reservation = None if command.reservation is None else self._reservation(command.reservation)
-        user = command.user or caller.path
+        user = caller.path if command.user is None else command.user
         _check_acts_for(caller, user, "open sessions")
         if not command.session:
             _refuse_field("session", "a session needs a name")

@@ -222,9 +222,10 @@ def _caller(user: str | None) -> Caller:
 
 
 def _device(keys: Keys, only: str | None) -> str:
-    if only is None:
-        return keys.text("device")
-    return keys.optional("device", read_text) or only
+    named = keys.optional("device", read_text)
+    if named is not None:
+        return named
+    return keys.text("device") if only is None else only
 
 
 def _submit(at: int, name: str, keys: Keys, only: str | None) -> Step:

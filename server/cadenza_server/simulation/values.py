@@ -76,9 +76,9 @@ def show(tree: Tree) -> str:
 
 
 def read_text(tree: Tree) -> str:
-    """Return a text that is not empty."""
-    if not isinstance(tree, Scalar) or tree.kind != "str" or not tree.text:
-        refuse(tree, f"here stands a name, a text that is not empty, not {show(tree)}")
+    """Return a text. An empty one names nothing, so a command that holds it will be refused."""
+    if not isinstance(tree, Scalar) or tree.kind != "str":
+        refuse(tree, f"here stands a text, not {show(tree)}")
     return tree.text
 
 
