@@ -272,7 +272,7 @@ def _names_circuits(program: Program) -> bool:
 
 
 def _check_qpy(content: bytes) -> int:
-    """How many qubits the circuit has. Many jobs bring the same small circuit, so the latest of those are remembered."""
+    """How many qubits the circuit has. Many jobs bring the same small circuit, so small ones are remembered."""
     return _check_small_qpy(content) if len(content) <= SMALL_CIRCUIT_BYTES else _read_qpy(content)
 
 
