@@ -6,13 +6,14 @@ are served from the front, so the first to come are the first to be needed.
 
 import hashlib
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Final
 
 from cadenza.v1 import circuit_pb2, program_pb2
 
 from cadenza_server.engine.views import JobContent
 from cadenza_server.model.events import JobQueued
-from cadenza_server.model.words import JobState
+from cadenza_server.model.words import JobClass, JobState
 from cadenza_server.store.views import JobView, RunView
 
 PAYLOAD_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -24,11 +25,22 @@ _ENTRY_BYTES: Final = 1024
 class Payload:
     """A job that has not ended, as far as it is kept in memory. `view` and `run` (its latest) are kept current."""
 
-    __slots__ = ("_accepted", "_view", "committed", "digests", "min_duration_ns", "new_digests", "program", "run")
+    __slots__ = (
+        "_accepted",
+        "_released",
+        "_view",
+        "committed",
+        "digests",
+        "min_duration_ns",
+        "new_digests",
+        "program",
+        "run",
+    )
 
     def __init__(self, event: JobQueued, content: JobContent, now: int, new_digests: tuple[bytes, ...]) -> None:
         self._accepted = (event, content, now)
         self._view: JobView | None = None
+        self._released: int | None = None
         self.program = content.program
         self.min_duration_ns = content.min_duration_ns
         self.new_digests = new_digests
@@ -57,10 +69,23 @@ class Payload:
         return queued_view(*self._accepted)
 
     @property
+    def is_queued(self) -> bool:
+        """Whether it waits (what has started has a view of its own)."""
+        return self._view is None or self._view.state is JobState.QUEUED
+
+    def release(self, cache_deadline: int) -> None:
+        """It waits on as a fair-share job, until then."""
+        self._released = cache_deadline
+        self._view = None
+
+    @property
     def view(self) -> JobView:
         """The job as it is."""
         if self._view is None:
-            self._view = self.accepted
+            view = self.accepted
+            if self._released is not None:
+                view = replace(view, job_class=JobClass.FAIR_SHARE, cache_deadline=self._released)
+            self._view = view
         return self._view
 
     @view.setter
@@ -112,9 +137,26 @@ class Payloads:
             if not siblings:
                 del self._by_session[entry.session]
 
-    def of_session(self, session: str) -> list[Payload]:
-        """Those of one session."""
-        return [self._entries[job] for job in self._by_session.get(session, ())]
+    def drop_queued(self, session: str) -> None:
+        """Keep those of one session no longer that wait: they have ended together."""
+        entries = self._entries
+        kept: dict[str, None] = {}
+        for job in self._by_session.pop(session, ()):
+            entry = entries[job]
+            if entry.is_queued:
+                del entries[job]
+                self._bytes -= len(entry.program) + _ENTRY_BYTES
+            else:
+                kept[job] = None
+        if kept:
+            self._by_session[session] = kept
+
+    def release_queued(self, session: str, cache_deadline: int) -> None:
+        """Those of one session that wait are fair-share jobs now."""
+        for job in self._by_session.get(session, ()):
+            entry = self._entries[job]
+            if entry.is_queued:
+                entry.release(cache_deadline)
 
 
 class Circuits:

@@ -629,9 +629,7 @@ class Recorder:
             session=event.session,
         )
         batch.add(sql.END_SESSION_JOBS, (event.state.value, event.reason.value, now, number, event.session))
-        for payload in self._payloads.of_session(event.session):
-            if payload.view.state is JobState.QUEUED:
-                self._payloads.drop(payload.view.job)
+        self._payloads.drop_queued(event.session)
         self.touched_sessions[event.session] = None
 
     def _session_jobs_released(
@@ -649,9 +647,7 @@ class Recorder:
             session=event.session,
         )
         batch.add(sql.RELEASE_SESSION_JOBS, (event.cache_deadline, number, event.session))
-        for payload in self._payloads.of_session(event.session):
-            if payload.view.state is JobState.QUEUED:
-                payload.view = replace(payload.view, job_class=JobClass.FAIR_SHARE, cache_deadline=event.cache_deadline)
+        self._payloads.release_queued(event.session, event.cache_deadline)
         self.touched_sessions[event.session] = None
 
     # --- history ------------------------------------------------------------------------------------------------

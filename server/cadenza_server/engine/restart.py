@@ -107,7 +107,7 @@ def _load_jobs(connection: Connection, loaded: Loaded) -> None:
         jobs.c.state,
         jobs.c.start_time,
     )
-    for row in connection.execute(select(*columns).where(jobs.c.end_time.is_(None)).order_by(jobs.c.seq)):
+    for row in connection.execute(select(*columns).where(jobs.c.end_time.is_(None)).order_by(jobs.c.seq)).all():
         job, seq, user, device, session, job_class, priority, estimate, limit, first, attempts, lost, state, start = row
         loaded.jobs.append(
             scheduling.JobRecord(

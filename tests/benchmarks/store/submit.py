@@ -205,7 +205,7 @@ async def gap(folder: Path, jobs: int) -> None:
 
 
 async def restart(folder: Path, jobs: int) -> None:
-    """Print how long a start takes with many queued jobs, and how long the loop stands still when their session ends."""
+    """Print how long a start takes with many queued jobs, and how long the loop stands still as their session ends."""
     bench = Bench(folder / "restart")
     await bench.engine.start()
     content = JobContent(program=b"x" * 300, program_kind=ProgramKind.SAMPLER)
