@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,12 @@ SEED = 17
 
 @pytest.fixture(scope="module")
 def aer() -> AerExecutor:
-    return AerExecutor("aer", DeviceSpec())
+    return AerExecutor("aer", DeviceSpec(), itertools.count(2**40).__next__)
 
 
 @pytest.fixture(scope="module")
 def noisy() -> AerExecutor:
-    return AerExecutor("noisy", DeviceSpec(kind="generic"))
+    return AerExecutor("noisy", DeviceSpec(kind="generic"), itertools.count(2**40).__next__)
 
 
 def written(circuit: QuantumCircuit) -> bytes:
@@ -93,6 +94,19 @@ def two_registers() -> QuantumCircuit:
     circuit.ry(0.7, 2)
     circuit.measure([0, 1, 2], [8, 3, 9])
     return circuit
+
+
+@pytest.mark.parametrize("device", ["aer", "noisy"])
+def test_without_a_seed_each_job_and_each_pub_draws_anew(device: str, request: pytest.FixtureRequest) -> None:
+    executor: AerExecutor = request.getfixturevalue(device)
+    circuit = QuantumCircuit(4)
+    circuit.h(range(4))
+    circuit.measure_all()
+    program = Program()
+    program.sampler.pubs.extend([sampler_pub(circuit, shots=200), sampler_pub(circuit, shots=200)])
+    results = [executor.execute(program, {}, epoch=0, attempt=1).result for _ in range(3)]
+    drawn = {pub.fields[0].bits.data for result in results for pub in result.pubs}
+    assert len(drawn) == 6
 
 
 def test_sampler_has_the_bits_of_aers_sampler_for_a_seed(aer: AerExecutor) -> None:

@@ -105,7 +105,7 @@ def execute(
     values: NDArray[np.float64],
     *,
     shots: int,
-    seed: int | None,
+    seed: int,
     method: str,
     memory: bool,
 ) -> Execution:
@@ -123,9 +123,8 @@ def execute(
     if not prepared.slots and len(values) > 1:
         # no angle depends on the values: each set is still a run of its own
         for _ in range(len(values) - 1):
-            if seed is not None:
-                seed = (seed + 1) & SEED_MAX
-                config.seed_simulator = seed
+            seed = (seed + 1) & SEED_MAX
+            config.seed_simulator = seed
             results += _run(model, prepared, config)
     return Execution([result["data"] for result in results], results[0]["metadata"].get("method", method))
 
@@ -201,10 +200,8 @@ def _cut(errors: list[dict[str, Any]], used: set[int], names: set[str | None]) -
     return {"errors": met} if met else {}
 
 
-def derive_seed(seed: int | None, index: int) -> int | None:
+def derive_seed(seed: int, index: int) -> int:
     """The seed of the PUB number `index`: that of the job for the first, independent ones for the others."""
-    if seed is None:
-        return None
     if index == 0 and seed <= SEED_MAX:
         return seed
     return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]) & SEED_MAX

@@ -1,7 +1,7 @@
 """What runs in a worker: the seam between a worker's loop and what executes its programs."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,12 +42,13 @@ class Executor(Protocol):
 
 
 class AerExecutor:
-    """Qiskit Aer, with or without noise."""
+    """Qiskit Aer, with or without noise. `draw_seed` gives the seed of a job that asks for none, below 2**63."""
 
-    def __init__(self, name: str, spec: DeviceSpec) -> None:
+    def __init__(self, name: str, spec: DeviceSpec, draw_seed: Callable[[], int]) -> None:
         self._name = name
         self._spec = spec
-        self._workshop = Workshop(DeviceModel(spec))
+        self._draw_seed = draw_seed
+        self._workshop = Workshop(DeviceModel(spec), draw_seed)
 
     def describe(self) -> Device:
         """See `Executor`."""
@@ -64,7 +65,7 @@ class AerExecutor:
         for program in (sampler, estimator):
             self.execute(program, {}, epoch=0, attempt=0)
         self._workshop.model.load_pass_manager()
-        self._workshop = Workshop(self._workshop.model)
+        self._workshop = Workshop(self._workshop.model, self._draw_seed)
 
     def execute(self, program: Program, circuits: Mapping[bytes, Circuit], *, epoch: int, attempt: int) -> Executed:
         """See `Executor`."""
@@ -135,6 +136,6 @@ class _PubNamed:
             raise ProgramError(f"PUB {self._index}: {error}") from error
 
 
-def make_executor(name: str, spec: DeviceSpec) -> Executor:
+def make_executor(name: str, spec: DeviceSpec, draw_seed: Callable[[], int]) -> Executor:
     """The executor of a device, by the kind of its spec."""
-    return AerExecutor(name, spec)
+    return AerExecutor(name, spec, draw_seed)

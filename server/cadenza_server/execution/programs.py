@@ -1,6 +1,6 @@
 """What sampler and estimator share: a job's options in force, and the values of a PUB's parameters."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
@@ -38,8 +38,9 @@ class Stopwatch:
 class Workshop:
     """What lives as long as the worker: the device's model, and circuits that are ready to run."""
 
-    def __init__(self, model: DeviceModel) -> None:
+    def __init__(self, model: DeviceModel, draw_seed: Callable[[], int]) -> None:
         self.model = model
+        self.draw_seed = draw_seed
         cached_max = model.spec.circuits_cached_max
         self.loader = CircuitLoader(cached_max=cached_max, num_qubits_max=model.spec.num_qubits)
         self.prepared: LatestUsed[Hashable, Any] = LatestUsed(cached_max)
@@ -54,7 +55,7 @@ class Bench:
     level: int
     strict: bool
     noisy: bool
-    seed: int | None
+    seed: int
     circuits: Mapping[bytes, Circuit]
     """By digest: those that the device's owner sent along, and those of the job's own PUBs."""
     watch: Stopwatch
@@ -68,7 +69,7 @@ class Bench:
         """What, beside its content, decides how a circuit is prepared."""
         return self.level, self.strict, self.noisy
 
-    def seed_of(self, index: int) -> int | None:
+    def seed_of(self, index: int) -> int:
         """The seed of the PUB number `index`."""
         return derive_seed(self.seed, index)
 
@@ -102,7 +103,8 @@ def set_up_bench(
         level=level,
         strict=options.strict_isa,
         noisy=noisy,
-        seed=options.seed if options.HasField("seed") else None,
+        # Aer keeps the seed that it once drew for a converted circuit, so one is drawn here for each job
+        seed=options.seed if options.HasField("seed") else workshop.draw_seed(),
         circuits=circuits,
         watch=Stopwatch(),
     )

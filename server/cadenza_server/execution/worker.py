@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -50,7 +51,7 @@ def serve(frames: FrameSocket) -> None:
     # imported only now: it takes most of a worker's start, and reading the setup first makes a wrong one fail at once
     from cadenza_server.execution.executor import make_executor
 
-    executor = make_executor(name, spec)
+    executor = make_executor(name, spec, lambda: secrets.randbits(63))
     executor.warm_up()
     # what is loaded stays: the collector need not look at it again
     gc.collect()
