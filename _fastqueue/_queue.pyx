@@ -21,7 +21,7 @@ The law of this file; every function may rely on it and leaves it behind true:
 from cpython.exc cimport PyErr_NoMemory
 from libc.math cimport exp2, expm1, isfinite, ldexp, log
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport abort, free, malloc, realloc
+from libc.stdlib cimport abort, free, malloc, qsort, realloc
 from libc.string cimport memcpy, memmove, memset
 
 cdef extern from "<stdlib.h>" nogil:
@@ -1598,19 +1598,34 @@ cdef int queue_set_node(State *q, uint32_t node, double settled, double shares) 
     return 0
 
 
+cdef struct Keyed:
+    uint64_t key
+    uint32_t job
+
+
+cdef int keyed_compare(const void *x, const void *y) noexcept nogil:
+    cdef uint64_t a = (<const Keyed *>x).key
+    cdef uint64_t b = (<const Keyed *>y).key
+    return (a > b) - (a < b)
+
+
 cdef int queue_release(State *q, uint32_t session) except -1 nogil:
     cdef Session *s
     cdef Device *d
     cdef Job *j
     cdef uint32_t entry, index, count
     cdef uint32_t *jobs
+    cdef Keyed *sorted_jobs
     cdef Before before
     reserve(q)
     s = session_at(q, session)
     if s.size == 0:
         return 0
     jobs = <uint32_t *>malloc(s.size * sizeof(uint32_t))
-    if jobs == NULL:
+    sorted_jobs = <Keyed *>malloc(s.size * sizeof(Keyed))
+    if jobs == NULL or sorted_jobs == NULL:
+        free(jobs)
+        free(sorted_jobs)
         with gil:
             PyErr_NoMemory()
     count = tree_list(q, s.batch, s.root, jobs)
@@ -1625,9 +1640,15 @@ cdef int queue_release(State *q, uint32_t session) except -1 nogil:
         j.key &= ~NOT_FIRST
         j.kind = FAIR_SHARE
         j.owner = entry
-        candidate_insert(q, d, entry_at(q, entry), jobs[index])
+        sorted_jobs[index].key = j.key
+        sorted_jobs[index].job = jobs[index]
+    # In the user's order: then each goes where the one before has just gone.
+    qsort(sorted_jobs, count, sizeof(Keyed), &keyed_compare)
+    for index in range(count):
+        candidate_insert(q, d, entry_at(q, entry), sorted_jobs[index].job)
     lift(q, entry, &before, NULL)
     free(jobs)
+    free(sorted_jobs)
     s.size = 0
     d.session_count -= count
     d.fair_share_count += count
