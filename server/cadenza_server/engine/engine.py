@@ -423,7 +423,7 @@ class Engine:
         try:
             return await self._store.read(query)
         except StoreError as error:
-            if self._writer.stage is Stage.STOPPING:
+            if self._writer.stage in (Stage.STOPPING, Stage.STOPPED):
                 raise stopping() from None
             raise store_unavailable() from error
 
