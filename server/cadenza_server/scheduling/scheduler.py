@@ -36,12 +36,12 @@ from cadenza_server.scheduling.deadlines import DeadlineKind
 from cadenza_server.scheduling.devices import Device
 from cadenza_server.scheduling.jobs import Job, JobEvent
 from cadenza_server.scheduling.ledger import Ledger
-from cadenza_server.scheduling.memory import Restoration, device_record, job_record, session_record, take_out
+from cadenza_server.scheduling.memory import Restoration, device_record, session_record, take_out
 from cadenza_server.scheduling.reservations import Reservation, Reservations
 from cadenza_server.scheduling.runs import Runs
 from cadenza_server.scheduling.sessions import Ending, Session, Sessions
 from cadenza_server.scheduling.shares import Node, NodeKind
-from cadenza_server.scheduling.state import DeviceRecord, JobRecord, SessionRecord, State
+from cadenza_server.scheduling.state import DeviceRecord, SessionRecord, State
 from cadenza_server.scheduling.views import (
     DeviceView,
     JobView,
@@ -227,15 +227,6 @@ class Scheduler:
         """Return what `state()` says of one session; None if it is not known (any more)."""
         session = self._ledger.sessions.get(name)
         return None if session is None else session_record(session)
-
-    def job_record(self, name: str) -> JobRecord | None:
-        """Return what `state()` says of one live job; None if there is no such job."""
-        job = self._ledger.jobs.get(name)
-        return None if job is None else job_record(job)
-
-    def device_names(self) -> tuple[str, ...]:
-        """Return the names of all devices, in order."""
-        return tuple(self._ledger.devices)
 
     def device_view(self, name: str) -> DeviceView | None:
         """Return a device as people see it; None if there is no such device."""
