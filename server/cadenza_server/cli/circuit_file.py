@@ -69,9 +69,21 @@ def check_circuit(path: Path, message: "Circuit", parameters: Mapping[str, float
                     "qubits: give one letter a qubit, the last for qubit 0",
                     2,
                 )
-    if not observables and circuit.num_clbits == 0:
-        fail(f"{path}: the circuit measures nothing: add measurements, or ask for an --observable", 2)
+    if not observables and not (circuit.cregs and _measures(circuit)):
+        fail(
+            f"{path}: the circuit measures nothing into a classical register: add some, or ask for an --observable",
+            2,
+        )
     return circuit
+
+
+def _measures(circuit: Any) -> bool:
+    """Whether something writes classical bits in it, or in what it branches to."""
+    for each in circuit.data:
+        blocks = getattr(each.operation, "blocks", None)
+        if any(map(_measures, blocks)) if blocks is not None else bool(each.clbits):
+            return True
+    return False
 
 
 def parse_observable(text: str) -> "Observable":

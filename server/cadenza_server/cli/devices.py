@@ -89,7 +89,7 @@ def queue(
                 waiting = [output.message_to_dict(node) for node in nodes]
                 output.print_json({"device": output.message_to_dict(found), "shares": waiting})
         return
-    console = output.make_console()
+    console = output.make_console(bound=watch)
     if not watch:
         console.print(_queues(_read_queues(client, device)))
         return
@@ -133,15 +133,12 @@ def _devices_table(found: "Iterable[Device]") -> "RenderableType":
             each.epoch,
             output.or_absent(each.running_user),
             output.or_absent(each.active_user),
-            each.queue_counts.calibration,
-            each.queue_counts.session,
-            each.queue_counts.fair_share,
+            each.queue_counts.calibration + each.queue_counts.session + each.queue_counts.fair_share,
         )
         for each in found
     ]
-    header = ("DEVICE", "KIND", "STATE", "QUBITS", "NOISY", "EPOCH", "RUNS JOB OF", "SESSION OF")
-    waiting = ("CALIBRATION", "SESSION", "FAIR SHARE")
-    return output.make_table((*header, *waiting), rows, right=("QUBITS", "EPOCH", *waiting))
+    header = ("DEVICE", "KIND", "STATE", "QUBITS", "NOISY", "EPOCH", "RUNS JOB OF", "SESSION OF", "WAITING")
+    return output.make_table(header, rows, right=("QUBITS", "EPOCH", "WAITING"))
 
 
 def _device_facts(device: "Device", now: datetime) -> list[tuple[str, object]]:

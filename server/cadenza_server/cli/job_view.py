@@ -90,7 +90,7 @@ def _job_facts(job: "Job", now: datetime) -> list[tuple[str, object]]:
         ("device", job.device),
         ("session", output.or_absent(job.session_id)),
         ("class", f"{output.enum_word(job, 'job_class')}, {output.enum_word(job, 'program_kind')}"),
-        ("place", job.queue_position if job.HasField("queue_position") else ABSENT),
+        ("jobs before it", job.queue_position if job.HasField("queue_position") else ABSENT),
         ("priority", job.priority),
         ("seq", job.seq),
         ("tags", " ".join(job.tags) or ABSENT),

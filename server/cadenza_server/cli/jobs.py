@@ -199,4 +199,5 @@ def _jobs_table(found: "list[Job]", *, with_user: bool) -> "RenderableType":
     owner = ("USER",) if with_user else ()
     times = ("SUBMITTED", "WAITED", "CHARGED")
     header = ("JOB", *owner, "STATE", "DEVICE", "CLASS", "SESSION", "PRIORITY", *times, "TAGS")
-    return output.make_table(header, rows, right=("PRIORITY", "WAITED", "CHARGED"))
+    usual = {"SESSION": output.ABSENT, "PRIORITY": 0, "TAGS": output.ABSENT}
+    return output.make_table(header, rows, right=("PRIORITY", "WAITED", "CHARGED"), optional=usual)

@@ -9,7 +9,6 @@ For people times are local and short. What is absent is `-`; nothing is made up.
 
 import json
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 ABSENT: Final = "-"
 SECOND_NS: Final = 1_000_000_000
 _WIDTH_UNBOUND: Final = 10_000
-"""Columns, where no terminal bounds them: a program that reads the table shall not find cut ids."""
+"""Columns: ids are never cut, for people copy them."""
 
 
 # --- for programs -----------------------------------------------------------------------------------------------------
@@ -56,25 +55,36 @@ def json_number(number: float) -> float | str:
 # --- for people -------------------------------------------------------------------------------------------------------
 
 
-def make_console() -> "Console":
-    """The standard output: as wide as the terminal, or unbound where there is none."""
+def make_console(*, bound: bool = False) -> "Console":
+    """The standard output. Lines are as long as they need, the terminal wraps them; `bound` keeps them to its width."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else _WIDTH_UNBOUND
-    return Console(width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
+    return Console(width=None if bound else _WIDTH_UNBOUND, markup=False, highlight=False, emoji=False)
 
 
-def make_table(header: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str] = ()) -> "RenderableType":
-    """A table without lines. `right`: headers of the columns of numbers."""
+def make_table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Iterable[str] = (),
+    optional: Mapping[str, object] | None = None,
+) -> "RenderableType":
+    """A table without lines. `right`: headers of the columns of numbers. `optional`: columns that are left out if all
+    of their cells are the value given."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    aligned = frozenset(right)
-    for name in header:
-        table.add_column(name, justify="right" if name in aligned else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(clean(str(cell))) for cell in row))
+    aligned, dropped, all_rows = frozenset(right), optional or {}, list(rows)
+    kept = [
+        index
+        for index, name in enumerate(header)
+        if name not in dropped or any(row[index] != dropped[name] for row in all_rows)
+    ]
+    for index in kept:
+        table.add_column(header[index], justify="right" if header[index] in aligned else "left", overflow="fold")
+    for row in all_rows:
+        table.add_row(*(Text(clean(str(row[index]))) for index in kept))
     return table
 
 

@@ -200,15 +200,14 @@ def _sessions_table(found: "list[Session]", *, with_user: bool) -> "RenderableTy
             each.device,
             each.job_counts.queued,
             each.job_counts.running,
-            each.job_counts.succeeded,
-            each.job_counts.failed + each.job_counts.cancelled,
+            each.job_counts.succeeded + each.job_counts.failed + each.job_counts.cancelled,
             output.time_or_absent(each, "create_time", now),
             output.time_or_absent(each, "expire_time", now),
         )
         for each in found
     ]
     owner = ("USER",) if with_user else ()
-    counts = ("QUEUED", "RUNNING", "SUCCEEDED", "FAILED")
+    counts = ("QUEUED", "RUNNING", "ENDED")
     header = ("SESSION", *owner, "STATE", "MODE", "DEVICE", *counts, "CREATED", "EXPIRES")
     return output.make_table(header, rows, right=counts)
 
