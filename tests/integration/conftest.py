@@ -133,7 +133,7 @@ def refusal() -> Iterator[Callable[[], Refused]]:
     with pytest.raises(grpc.RpcError) as caught:
         yield lambda: found[0]
     error: Any = caught.value
-    trailing = dict(error.trailing_metadata() or ())
+    trailing = dict(tuple(error.trailing_metadata() or ()))
     status = Status.FromString(trailing.get("grpc-status-details-bin", b""))
     info = ErrorInfo()
     for detail in status.details:

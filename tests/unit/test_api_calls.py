@@ -83,7 +83,7 @@ async def refused(channel: grpc.aio.Channel, *metadata: tuple[str, str], data: b
 
 
 def read_status(error: grpc.aio.AioRpcError) -> Status:
-    details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
+    details = dict(tuple(error.trailing_metadata() or ())).get("grpc-status-details-bin")
     assert isinstance(details, bytes)
     status = Status.FromString(details)
     assert status.code == error.code().value[0]

@@ -77,12 +77,13 @@ def test_several_circuits_are_refused() -> None:
 
 
 def test_what_is_no_circuit_is_refused() -> None:
-    data = bytearray(written(sample(), 15))
+    data = bytearray(written(sample(), QPY_VERSION_MIN))
     data[19:20] = b"s"
     with pytest.raises(ValueError, match="does not hold a circuit"):
         read_qpy_header(bytes(data))
 
 
+@pytest.mark.skipif(qpy.QPY_VERSION < 16, reason="this Qiskit does not write the version that has the table")
 def test_a_table_that_points_into_the_header_is_refused() -> None:
     data = bytearray(written(sample(), 16))
     struct.pack_into("!Q", data, 20, 3)
