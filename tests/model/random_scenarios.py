@@ -282,6 +282,9 @@ class Maker:
         near = [h for h in HOLDERS if any(user == h or user.startswith(h + "/") for user in self.users)]
         holder = self.random.choice(near if near and self.chance(0.85) else HOLDERS)
         start = round(self.now + self.length(0, 0, 1, 2, 3, 5, 5, 8, 10, 15), 3)
+        ends = [r.end for r in self.law.reservations.values() if r.device.name == device and r.state != "OVER"]
+        if ends and self.chance(0.4):  # one that touches another
+            start = to_seconds(max(ends))
         end = round(start + self.length(1, 2, 3, 5, 8, 10, 15), 3)
         self.reservations.append((name, holder, device))
         return {"reserve": name, "device": device, "holder": holder, "start": start, "end": end}
