@@ -220,10 +220,11 @@ def find_version() -> str:
         return "0+unknown"
 
 
-async def serve(config: Config, *, ready_file: Path | None = None) -> None:
+async def serve(config: Config, *, ready_file: Path | None = None, until_stdin_closes: bool = False) -> None:
     """Run a server until SIGINT or SIGTERM. A second signal ends the process at once (nothing acknowledged is lost).
 
-    When it serves it prints `listening on HOST:PORT` and writes {"address": "HOST:PORT"} to `ready_file`. Raises
+    `until_stdin_closes`: stop, too, when standard input ends, as it does when whoever started the server dies. When it
+    serves it prints `listening on HOST:PORT` and writes {"address": "HOST:PORT"} to `ready_file`. Raises
     `ServeError` or `ConfigError` if it cannot start.
     """
     server = Server(config)
@@ -240,6 +241,8 @@ async def serve(config: Config, *, ready_file: Path | None = None) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ask, number)
+    if until_stdin_closes:
+        _call_at_end_of_stdin(loop, asked.set)
     address = await server.start()
     try:
         if ready_file is not None:
@@ -250,6 +253,17 @@ async def serve(config: Config, *, ready_file: Path | None = None) -> None:
         await server.stop()
         if ready_file is not None:
             _remove(ready_file)
+
+
+def _call_at_end_of_stdin(loop: asyncio.AbstractEventLoop, ended: Callable[[], None]) -> None:
+    descriptor = sys.stdin.fileno()
+
+    def read() -> None:
+        if not os.read(descriptor, 4096):
+            loop.remove_reader(descriptor)
+            ended()
+
+    loop.add_reader(descriptor, read)
 
 
 def _write_ready(path: Path, address: Address) -> None:

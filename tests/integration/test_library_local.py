@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -382,3 +384,18 @@ def test_a_private_server_that_does_not_come_up_says_why(tmp_path: Path) -> None
     with pytest.raises(ServerStartError, match="listen_on"), CadenzaService.local(config):
         raise AssertionError("it came up")
     assert time.monotonic() - start < PATIENCE_S
+
+
+def test_a_private_server_ends_with_the_program_that_started_it_however_it_ends() -> None:
+    program = """import sys, cadenza
+with cadenza.CadenzaService.local() as service:
+    print(service.target, flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        host, _, port = process.stdout.readline().decode().strip().rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            process.kill()
+            while connection.recv(4096):
+                pass  # what an HTTP/2 server says first; then the end of the connection, for the server has ended

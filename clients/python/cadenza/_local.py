@@ -32,12 +32,14 @@ def private_server(config: Path | str | None = None, arguments: Sequence[str] = 
     with tempfile.TemporaryDirectory(prefix="cadenza-", ignore_cleanup_errors=True) as folder:
         log = Path(folder) / "stderr.txt"
         command = [sys.executable, "-m", "cadenza_server", "serve", "--listen", "127.0.0.1:0"]
+        # Its standard input closes when this process ends, however it ends.
+        command += ["--until-stdin-closes"]
         command += ["--data-dir", str(Path(folder) / "data")]
         command += [] if config is None else ["--config", str(config)]
         with log.open("wb") as stderr:
             process = subprocess.Popen(
                 [*command, *arguments],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
@@ -82,6 +84,8 @@ def _start_error(what: str, log: Path) -> ServerStartError:
 
 def _stop(process: "subprocess.Popen[str]") -> None:
     process.terminate()
+    assert process.stdin is not None
+    process.stdin.close()
     try:
         process.wait(STOP_S)
     except subprocess.TimeoutExpired:

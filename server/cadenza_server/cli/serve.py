@@ -28,6 +28,9 @@ def serve(
     ready_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help='Write {"address": ...} there when the server is ready.')
     ] = None,
+    until_stdin_closes: Annotated[
+        bool, typer.Option("--until-stdin-closes", help="Stop when standard input ends: with who started the server.")
+    ] = False,
 ) -> None:
     """Run a server until Ctrl-C or SIGTERM. It prints `listening on HOST:PORT` when it is ready.
 
@@ -52,7 +55,7 @@ def serve(
         fail(error, 2)
     set_up_logs(loaded.logging.format, loaded.logging.level)
     try:
-        asyncio.run(run(loaded, ready_file=ready_file))
+        asyncio.run(run(loaded, ready_file=ready_file, until_stdin_closes=until_stdin_closes))
     except ConfigError as error:
         fail(error, 2)
     except ServeError as error:
