@@ -18,7 +18,7 @@ USERS = ("lab/alice", "lab/bob", "lab/team/carol", "lab/team/dan", "uni/eve", "u
 HOLDERS = ("lab", "lab/alice", "lab/team", "uni", "uni/eve", "gina", "uni/x", "nobody")
 ACCOUNTS = ("lab", "lab/team", "uni", "uni/x")
 THEMES = ("sessions", "batches", "windows", "losses", "closes", "cancels", "calibrations", "long", "small fits", "tree")
-BROKEN_PATHS = ("lab//alice", "lab/al ice", "/lab", "lab/alice/", "a/b/c/d/e/f/g/h/i", "x" * 65)
+BROKEN_PATHS = ("", "lab//alice", "lab/al ice", "/lab", "lab/alice/", "a/b/c/d/e/f/g/h/i", "x" * 65)
 
 
 class Maker:
