@@ -74,7 +74,7 @@ class Pair:
         self.reference = reference.Queue(half_life_ns)
         self.compiled = Queue(half_life_ns)
         self.now = 0
-        self.seq = 0
+        self.seq = 20  # so that a job that comes back has a number of its own
         self.accounts = [ROOT]
         self.users: list[int] = []
         self.devices: list[int] = []
@@ -142,7 +142,7 @@ class Pair:
     def next_seq(self, back: bool) -> int:
         """Ever larger, but for a job that comes back to its place."""
         self.seq += 2
-        return max(0, self.seq - 15) if back and self.seq % 4 == 0 else self.seq
+        return self.seq - 15 if back and self.seq % 4 == 0 else self.seq
 
     def push(self, device: int, user: int, priority: int, estimate: int, back: bool = False) -> None:
         self._queued(device, None, "push", device, user, self.next_seq(back), priority, estimate)
