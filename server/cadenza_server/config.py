@@ -198,7 +198,7 @@ def _weight(value: object) -> float:
 
 def _path_list(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise ValueError(f"{value!r} is no list of paths: write [\"alice\", \"lab/bob\"]")
+        raise ValueError(f'{value!r} is no list of paths: write ["alice", "lab/bob"]')
     return tuple(check_path(_text(item)) for item in value)
 
 
@@ -305,7 +305,7 @@ _SETTINGS: Final = (
     Key("limit", _positive, "device time of one job: default and cap", _show_length),
     Key("max_attempts", _count, "how often a job may lose its worker, the last time included"),
     Key("default_estimate", _positive, "expected device time of jobs that nothing is known about", _show_length),
-    Key("calibration_interval", _never_or_positive, "calibrate by itself this often; or \"never\"", _show_length),
+    Key("calibration_interval", _never_or_positive, 'calibrate by itself this often; or "never"', _show_length),
     Key("calibration_duration", _positive, "device time of a calibration that does not say", _show_length),
 )
 _SPEC: Final = (
@@ -380,7 +380,7 @@ class _Reader:
         generic = kind == "generic"
         if not generic and isinstance(value, dict):
             for key in [key.name for key in _SPEC_GENERIC if key.name in value]:
-                self.problems.append(f"{place} {key}: only a device of kind \"generic\" has it")
+                self.problems.append(f'{place} {key}: only a device of kind "generic" has it')
                 value = {name: raw for name, raw in value.items() if name != key}
         spec_keys = (*_SPEC, *_SPEC_GENERIC) if generic else _SPEC
         found = self.table(value, place, (*_SETTINGS, *spec_keys), also=("kind", "profile"))
@@ -484,7 +484,7 @@ def parse_config(text: str, folder: Path, source: str | None = None) -> Config:
 def _read_shares(table: object, read: _Reader) -> dict[str, float]:
     shares: dict[str, float] = {}
     if not isinstance(table, dict):
-        read.problems.append("[shares] is no table: write lines such as \"lab/alice\" = 2")
+        read.problems.append('[shares] is no table: write lines such as "lab/alice" = 2')
         return shares
     for path, weight in table.items():
         try:

@@ -239,7 +239,7 @@ def ghz(qubits: int = 2) -> bytes:
     return buffer.getvalue()
 
 
-SLOW = "OPENQASM 3.0;\ninclude \"stdgates.inc\";\nqubit[{0}] q;\nbit[{0}] c;\n"
+SLOW = 'OPENQASM 3.0;\ninclude "stdgates.inc";\nqubit[{0}] q;\nbit[{0}] c;\n'
 
 
 def slow(qubits: int = 20, layers: int = 40) -> str:

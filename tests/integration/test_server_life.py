@@ -356,9 +356,7 @@ def test_many_jobs_are_submitted_in_one_call(connect: Any, kit: Any) -> None:
     page = ann.jobs("ListJobs", job_service_pb2.ListJobsRequest(page_size=7, oldest_first=True))
     found = list(page.jobs)
     while page.next_page_token:
-        request = job_service_pb2.ListJobsRequest(
-            page_size=7, oldest_first=True, page_token=page.next_page_token
-        )
+        request = job_service_pb2.ListJobsRequest(page_size=7, oldest_first=True, page_token=page.next_page_token)
         page = ann.jobs("ListJobs", request)
         found += page.jobs
     assert [job.job_id for job in found] == [job.job_id for job in answer.jobs]

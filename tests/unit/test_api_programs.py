@@ -60,9 +60,7 @@ def sampler(**fields: Any) -> Program:
 def estimator(**fields: Any) -> Program:
     program = Program()
     observables = ObservablesArray(observables=[observable(("ZZ", 1.0))])
-    program.estimator.pubs.append(
-        EstimatorPub(**{"circuit": Circuit(qpy=BELL), "observables": observables, **fields})
-    )
+    program.estimator.pubs.append(EstimatorPub(**{"circuit": Circuit(qpy=BELL), "observables": observables, **fields}))
     return program
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from cadenza_server.config import (
     Address,
     Config,
@@ -108,7 +107,9 @@ def test_without_a_file_there_are_two_devices_on_loopback() -> None:
     check_exposure(config)
 
 
-@pytest.mark.parametrize("text", ["", EVERYTHING, '[server]\noperators = []\n[devices.a]\ncalibration_interval="never"\n'])
+@pytest.mark.parametrize(
+    "text", ["", EVERYTHING, '[server]\noperators = []\n[devices.a]\ncalibration_interval="never"\n']
+)
 def test_what_is_printed_loads_again_to_the_same(text: str) -> None:
     config = parse(text)
     printed = print_config(config)
@@ -188,7 +189,7 @@ def test_loopback_is_told_from_the_network(text: str, loopback: bool) -> None:
 
 
 def test_without_tokens_only_loopback_is_listened_on() -> None:
-    with pytest.raises(ConfigError, match="loopback only.*cadenza token"):
+    with pytest.raises(ConfigError, match=r"loopback only.*cadenza token"):
         check_exposure(parse("[server]\nlisten = '0.0.0.0:1'"))
 
 

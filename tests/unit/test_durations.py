@@ -1,10 +1,9 @@
 """Lengths of time as people write them."""
 
 import pytest
+from cadenza_server.durations import format_duration, parse_duration
 from hypothesis import given
 from hypothesis import strategies as st
-
-from cadenza_server.durations import format_duration, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -28,7 +27,7 @@ def test_people_write_lengths_in_many_ways(value: object, length: int) -> None:
 
 @pytest.mark.parametrize("value", ["", "m", "5 5m", "5x", "-5m", "5m and more", -1, True, None, [], float("nan"), 1e30])
 def test_what_is_no_length_is_refused_with_a_sentence(value: object) -> None:
-    with pytest.raises(ValueError, match="is no length of time|is out of range"):
+    with pytest.raises(ValueError, match=r"is no length of time|is out of range"):
         parse_duration(value)
 
 

@@ -217,7 +217,7 @@ def test_a_wrong_option_is_named_where_it_is_written(given: object, message: str
 def test_a_wrong_option_set_later_is_refused_and_changes_nothing() -> None:
     options = SamplerOptions(default_shots=5)
     with pytest.raises(OptionError, match="did you mean 'default_shots'"):
-        options.default_shot = 10  # type: ignore[attr-defined]
+        options.default_shot = 10
     with pytest.raises(OptionError, match="at least 1"):
         options.default_shots = -1
     assert options.default_shots == 5

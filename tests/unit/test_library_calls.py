@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cadenza
 import grpc
@@ -293,7 +293,7 @@ def test_with_tls_the_server_must_be_who_it_says(script: Script, tmp_path: Path)
     authority = tmp_path / "ca.pem"
     authority.write_bytes(CERTIFICATE)
     server = grpc.server(ThreadPoolExecutor(2))
-    device_service_pb2_grpc.add_DeviceServiceServicer_to_server(script, server)
+    device_service_pb2_grpc.add_DeviceServiceServicer_to_server(cast(Any, script), server)
     port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(KEY, CERTIFICATE)]))
     server.start()
     script.on["ListDevices"] = lambda *_: device_service_pb2.ListDevicesResponse(devices=[device_pb2.Device(name="a")])

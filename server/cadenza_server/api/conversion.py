@@ -321,9 +321,7 @@ def to_event(notice: Notice, settings: Mapping[str, DeviceSettings]) -> event_pb
         case JobPriorityChanged(job=name, priority=priority):
             event.job_priority_changed.CopyFrom(event_pb2.JobPriorityChanged(job_id=name, priority=priority))
         case JobReleased(job=name, cache_deadline=deadline):
-            event.job_released.CopyFrom(
-                event_pb2.JobReleased(job_id=name, cache_expire_time=to_timestamp(deadline))
-            )
+            event.job_released.CopyFrom(event_pb2.JobReleased(job_id=name, cache_expire_time=to_timestamp(deadline)))
         case SessionChanged(session=session, previous=previous):
             event.session_changed.session.CopyFrom(to_session(session, settings.get(session.device)))
             if previous is not None:

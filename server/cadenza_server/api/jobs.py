@@ -163,9 +163,7 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    async def GetJob(
-        self, request: job_service_pb2.GetJobRequest, context: Context
-    ) -> job_service_pb2.GetJobResponse:
+    async def GetJob(self, request: job_service_pb2.GetJobRequest, context: Context) -> job_service_pb2.GetJobResponse:
         """One job."""
         view = await self._engine.get_job(check_id(request.job_id, "job_id"), caller=current_caller())
         return job_service_pb2.GetJobResponse(job=to_job(view))
