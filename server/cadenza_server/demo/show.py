@@ -221,9 +221,9 @@ def judge(record: Record) -> list[Check]:
             f"{len(own)} jobs of ada, {len(foreign)} of others in between",
         ),
         Check(
-            "the calibration went before ada's session, and ada's session before bob and cyd",
+            "the calibration went first, then ada's session, then bob and cyd",
             len(calibrations) == 1 and calibrations[0].length >= CALIBRATION_SECONDS,
-            f"{len(calibrations)} calibration inside the session"
+            f"{len(calibrations)} inside the session"
             + "".join(
                 f", of {run.length:.2f} s, {run.waited * 1e3:.0f} ms after it was submitted" for run in calibrations
             ),
@@ -272,17 +272,16 @@ def print_summary(record: Record, checks: Sequence[Check], picture: Path, consol
     took = max(run.end for run in own) - min(run.start for run in own)
     took_alone = max(run.end for run in alone) - min(run.start for run in alone)
     foreign = [run for run in runs_between(record.runs, alone) if run.rule != "CALIBRATION"]
-    console.print(
-        f"\nThe same VQE: {took - calibrated:.1f} s in a session (and {calibrated:.1f} s of calibration), "
-        f"{took_alone:.1f} s without one, {took_alone / (took - calibrated):.0f} times as long,\n"
-        f"with {len(foreign)} jobs of others between its {len(alone)} jobs.",
-        highlight=False,
-    )
-    console.print(
-        f"On {record.noisy_device} the same parameters give {record.noisy_energy:.4f} Ha: noise costs "
+    for line in (
+        "",
+        f"The same VQE: {took - calibrated:.1f} s in a session (and {calibrated:.1f} s of calibration), "
+        f"{took_alone:.1f} s without one:",
+        f"{took_alone / (took - calibrated):.0f} times as long, with {len(foreign)} jobs of others between "
+        f"its {len(alone)} jobs.",
+        f"On {record.noisy_device} its parameters give {record.noisy_energy:.4f} Ha: noise costs "
         f"{(record.noisy_energy - record.in_session.energy) * 1e3:.1f} mHa (not judged).",
-        highlight=False,
-    )
+    ):
+        console.print(line, highlight=False)
     console.print(f"The device's timeline is drawn in {picture}.", highlight=False)
 
 
