@@ -85,6 +85,7 @@ class Opened:
     user: str
     device: str
     batch: bool
+    max_time: int
     reservation: str | None
     state: SessionState = SessionState.OPEN
     expires_at: int | None = None
@@ -133,7 +134,6 @@ class Audit:
         self.runs: Final[dict[str, Run]] = {}
         self.active: Final[dict[str, Opened]] = {}
         """The dedicated session that has the device."""
-        self.activated: Final[dict[str, tuple[Opened, int | None]]] = {}
         self.free_since: Final[dict[str, int]] = {}
         self.ran: Final[Counter[str]] = Counter()
         self.held: Final[Counter[str]] = Counter()
@@ -175,14 +175,11 @@ class Audit:
             case happened.SessionCreated():
                 batch = event.mode is SessionMode.BATCH
                 self.sessions[event.session] = Opened(
-                    event.session, event.user, event.device, batch, event.reservation
+                    event.session, event.user, event.device, batch, event.max_time, event.reservation
                 )
             case happened.SessionChanged(session=name, state=state):
                 session_of = self.sessions[name]
                 session_of.state = state
-                if state is SessionState.ACTIVE:
-                    # It is said before the run that makes it so: what is picked was picked without this expiry.
-                    self.activated[event.device] = (session_of, event.expires_at)
                 if state in (SessionState.INACTIVE, SessionState.CLOSED):
                     self.let_go(session_of, now)
             case happened.SessionJobsReleased(session=name, count=count):
@@ -241,10 +238,9 @@ class Audit:
     def leave(self, job: Queued) -> None:
         """A job leaves the queue, if it is there."""
         self.queued[job.device].pop(job.name, None)
-        for session in (self.sessions.values() if job.session else ()):
+        for session in self.sessions.values():
             session.jobs.pop(job.name, None)
-        for jobs in self.released.values():
-            jobs.pop(job.name, None)
+            self.released[session.name].pop(job.name, None)
 
     def run_started(self, event: happened.RunStarted, now: int) -> None:
         """A pick: hold it against the law."""
@@ -257,13 +253,14 @@ class Audit:
         job = self.of_job[event.job]
         if event.rule is Rule.FAIR_SHARE:
             self.check_pick(job, now)
-            if job.session is not None and not self.sessions[job.session].batch:
-                self.active[device] = self.sessions[job.session]
-            else:
-                self.active.pop(device, None)
-        self.check_order(job, event.rule, now)
-        if device in self.activated:
-            session, session.expires_at = self.activated.pop(device)
+            self.active.pop(device, None)
+            session = None if job.session is None else self.sessions[job.session]
+            if session is not None:
+                if session.expires_at is None:
+                    session.expires_at = now + session.max_time
+                if not session.batch:
+                    self.active[device] = session
+        self.check_order(job, now)
         self.leave(job)
         self.runs[device] = Run(job, event.user, now)
         charge = exact_cost(now, event.estimate, self.half_life)
@@ -276,11 +273,13 @@ class Audit:
         assert (event.start, event.end) == (run.start, now)
         if run.job is None:
             assert event.charged == 0
+            self.met["calibrated"] += 1
             return
         for path in parents(run.user):
             node = self.node(path)
             del node.in_flight[event.device]
             node.in_flight_as = hash((node.in_flight_as, event.device, "ends")) if node.in_flight else 0
+        self.met["lost"] += event.outcome in LOST
         if event.outcome not in LOST:
             self.ran[run.user] += now - run.start
         assert event.charged == (0 if event.outcome in LOST else now - run.start)
@@ -399,7 +398,7 @@ class Audit:
                     self.met["tie, charged" if chosen.settled_as else "tie, not charged"] += 1
                     assert job.seq < seq, f"{path} and {other} are equal at {now}, but {seq} was before {job.seq}"
 
-    def check_order(self, job: Queued, rule: Rule, now: int) -> None:
+    def check_order(self, job: Queued, now: int) -> None:
         """First in, first out: no job of the same user and priority was passed over, but by batches and windows."""
         if job.first or (job.session is not None and self.sessions[job.session].batch):
             return

@@ -6,11 +6,12 @@ before the next decision.
 
 import heapq
 import random
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from cadenza_server.model.commands import Caller, Command, RunEnded, SubmitJob
-from cadenza_server.model.events import RunStarted
+from cadenza_server.model.commands import Caller, CancelJob, Command, RunEnded, SubmitJob
+from cadenza_server.model.events import JobEnded, RunStarted
 from cadenza_server.model.settings import RUNTIME_2023
 from cadenza_server.model.words import RunOutcome
 from cadenza_server.scheduling import Scheduler
@@ -28,8 +29,10 @@ class Backlog:
     rng: random.Random
     now: int = 0
     joined: list[str] = field(default_factory=list)
-    starts: list[tuple[int, str]] = field(default_factory=list)
-    """When whose runs started."""
+    runs: list[tuple[int, int, str]] = field(default_factory=list)
+    """Start, end and user of each."""
+    alive: dict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
+    """By user, the jobs that wait or run."""
     made: int = 0
     ends: list[tuple[int, str, str, int]] = field(default_factory=list)
     wanted: list[Command] = field(default_factory=list)
@@ -42,6 +45,7 @@ class Backlog:
     def submit(self, user: str, device: str) -> None:
         """Ask for one more job at the next instant."""
         self.made += 1
+        self.alive[user][f"j{self.made}"] = None
         estimate = self.length(self.rng)
         self.wanted.append(SubmitJob(job=f"j{self.made}", caller=Caller(user), device=device, estimate=estimate))
 
@@ -54,8 +58,9 @@ class Backlog:
         self.joined += users
 
     def leave(self, user: str) -> None:
-        """The user submits no more; what waits is run still."""
+        """At the next instant the user cancels everything, and submits no more."""
         self.joined.remove(user)
+        self.wanted += [CancelJob(job=job, caller=Caller(user)) for job in self.alive.pop(user)]
 
     def step(self) -> None:
         """Handle the next instant: at least one run ends, or jobs are submitted at the start."""
@@ -65,12 +70,22 @@ class Backlog:
         while self.ends and self.ends[0][0] == self.now:
             _, device, job, attempt = heapq.heappop(self.ends)
             commands.append(RunEnded(device=device, job=job, attempt=attempt, outcome=RunOutcome.SUCCEEDED))
-        commands += self.wanted
-        self.wanted = []
+        self.apply(commands + self.take_wanted())
+
+    def take_wanted(self) -> list[Command]:
+        """What users ask for at the next instant."""
+        wanted, self.wanted = self.wanted, []
+        return wanted
+
+    def apply(self, commands: list[Command]) -> None:
+        """Handle an instant with these commands."""
         for event in self.scheduler.apply(commands, self.now).events:
-            if isinstance(event, RunStarted):
+            if isinstance(event, JobEnded):
+                for jobs in self.alive.values():
+                    jobs.pop(event.job, None)
+            elif isinstance(event, RunStarted):
                 heapq.heappush(self.ends, (self.now + event.estimate, event.device, event.job, event.attempt))
-                self.starts.append((self.now, event.user))
+                self.runs.append((self.now, self.now + event.estimate, event.user))
                 if event.user in self.joined:
                     self.submit(event.user, event.device)
 

@@ -190,10 +190,12 @@ def random_service(
     calibration: bool = True,
     reservations: bool = True,
     half_life: int | None = None,
+    pause: int = 0,
 ) -> Service:
     """Make a service in which everything happens: sessions, windows, calibrations, cancels, losses, other shares.
 
-    Times are whole nanoseconds drawn at random, some of them round, so that things fall together, too.
+    Times are whole nanoseconds drawn at random, some of them round, so that things fall together, too. `pause`: how
+    long nobody asks for anything after each quarter of it, in nanoseconds.
     """
     rng = random.Random(seed)
     span = jobs * 2 * SECOND // devices
@@ -211,7 +213,7 @@ def random_service(
     settings = {
         name: replace(
             rng.choice((RUNTIME_2023, RUNTIME_2024)),
-            interactive_ttl_dedicated=rng.choice((0, 1, 3, 8)) * SECOND,
+            interactive_ttl_dedicated=rng.choice((1, 3, 8, 0)) * SECOND,
             interactive_ttl_batch=rng.choice((0, 1)) * SECOND,
             max_time=rng.choice((5, 20, 60)) * SECOND,
             unused_ttl=10 * SECOND,
@@ -296,6 +298,7 @@ def random_service(
         path = rng.choice(("lab", "uni", "lab/deep", *PATHS))
         asked.append((time(), SetShares(path=path, caller=OPERATOR, shares=rng.choice((0.5, 1.0, 2.0, 3.7)))))
     asked.sort(key=lambda each: each[0])
+    asked = [(at + 4 * at // span * pause, command) for at, command in asked]
     last = asked[-1][0]
     return Service(
         devices=settings,
