@@ -40,6 +40,9 @@ START_SECONDS_MAX: Final = 60.0
 BACK_OFF_SECONDS: Final = (0.0, 0.2, 1.0, 5.0, 15.0, 30.0)
 """How long to wait before the next start after so many failed ones in a row; the last one for all more."""
 
+WORKER_MODULE: Final = "cadenza_server.execution.worker"
+"""What a worker process runs."""
+
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 
 _log = logging.getLogger(__name__)
@@ -235,7 +238,7 @@ class Device:
                 worker.process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     "-m",
-                    "cadenza_server.execution.worker",
+                    WORKER_MODULE,
                     str(theirs.fileno()),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,

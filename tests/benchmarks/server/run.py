@@ -182,13 +182,13 @@ def measure_latency(address: str, rounds: int) -> dict[str, list[float]]:
     return found
 
 
-async def measure_gaps(address: str, count: int) -> list[float]:
-    """Milliseconds of the device between the work of one session job and that of the next, which is queued.
+async def measure_gaps(addresses: dict[str, str], count: int) -> list[float]:
+    """Milliseconds that the worker stood idle between one session job and the next, which is queued.
 
-    From start to start of two runs, less what the worker spent on parsing, transpiling and executing the first: so the
-    way of the result to the server, the decision, and the way of the next job to the worker all count as gap.
+    Measured by the worker itself (see timed_worker.py), from having the outcome of a run to having the next run: what
+    is not the worker's own parsing, transpiling and executing counts, and nothing that the server does is left out.
     """
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with grpc.aio.insecure_channel(addresses["cadenza"]) as channel:
         sessions = session_service_pb2_grpc.SessionServiceStub(channel)
         jobs = job_service_pb2_grpc.JobServiceStub(channel)
         request = session_service_pb2.CreateSessionRequest(device="sim")
@@ -197,17 +197,10 @@ async def measure_gaps(address: str, count: int) -> list[float]:
         ids = [job.job_id for job in (await jobs.SubmitJobs(many, metadata=USER)).jobs]
         async for _ in jobs.WatchJob(job_service_pb2.WatchJobRequest(job_id=ids[-1]), metadata=USER):
             pass
-        starts, work = [], []
-        for name in ids:
-            run = (await jobs.ListRuns(job_service_pb2.ListRunsRequest(job_id=name), metadata=USER)).runs[0]
-            starts.append(run.start_time.ToNanoseconds())
-            request_result = job_service_pb2.GetJobResultRequest(job_id=name)
-            info = (await jobs.GetJobResult(request_result, metadata=USER)).result.execution
-            durations = (info.parse_duration, info.transpile_duration, info.execute_duration)
-            work.append(sum(duration.ToNanoseconds() for duration in durations))
         close = session_service_pb2.CloseSessionRequest(session_id=session)
         await sessions.CloseSession(close, metadata=USER)
-    return [(second - first - spent) / 1e6 for first, second, spent in zip(starts, starts[1:], work, strict=False)]
+    # The first of them came to a device that had nothing to do.
+    return [int(line) / 1e6 for line in Path(addresses["idle"]).read_text().split()][1 - count :]
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -223,7 +216,7 @@ def report(rounds: int, seconds: float, latencies: int, gaps: int) -> str:
         with serving(folder / "data") as addresses:
             asyncio.run(hold(addresses["cadenza"]))
             latency = measure_latency(addresses["cadenza"], latencies)
-            gap = asyncio.run(measure_gaps(addresses["cadenza"], gaps))
+            gap = asyncio.run(measure_gaps(addresses, gaps))
             calls = asyncio.run(measure_calls(addresses, rounds, seconds))
     median = {name: statistics.median(values) for name, values in {**calls, **latency}.items()}
     disk = statistics.median(sync)
