@@ -306,7 +306,8 @@ class Writer:
 
     def _enter_soon(self) -> None:
         self._entering = False
-        self._enter()
+        if self._inputs:
+            self._enter()
 
     def _reported(self, report: RunReport) -> None:
         key = (report.job, report.attempt)
@@ -314,9 +315,10 @@ class Writer:
             _log.info("late report of attempt %d of %s on %s ignored", report.attempt, report.job, report.device)
             return
         self._reports[key] = Report(report.detail, report.result, report.properties)
-        self._put(
+        self._inputs.append(
             _Input(RunEnded(device=report.device, job=report.job, attempt=report.attempt, outcome=report.outcome))
         )
+        self._enter()  # not on the next turn of the loop: the device stands idle until then
 
     def _changed_ready(self, device: str, ready: bool) -> None:
         self.ready[device] = ready
@@ -358,6 +360,8 @@ class Writer:
                 if job is not None:
                     owners[job.job] = job.user
         outcome = self.scheduler.apply([item.command for item in inputs], now)
+        # Devices first: what else there is to do with this instant is done while they work.
+        waiting = self._drive(outcome.events, now)
         unit, recorder = self._unit, self.recorder
         contents: dict[str, JobContent] = {}
         descriptions: dict[str, str] = {}
@@ -391,10 +395,11 @@ class Writer:
             if item.request is not None:
                 self._keep_request(item.request, answer, queued, now)
         for event in outcome.events:
-            if isinstance(event, RunStarted):
-                self._started(event, now)
-            elif isinstance(event, RunFinished):
-                self._finished(event)
+            if isinstance(event, RunFinished):
+                self._reports.pop((event.job, event.attempt), None)
+        for started in waiting:
+            if not self._run_from_memory(started):
+                self._run_from_store(started)
         self._arm()
 
     def _keep_request(self, request: RequestKey, events: tuple[Event, ...], jobs: list[JobQueued], now: int) -> None:
@@ -426,15 +431,31 @@ class Writer:
         self._timer = None if due is None else self._clock.call_at(due - self._shift, self._due)
 
     # --- runs ---------------------------------------------------------------------------------------------------
-    def _started(self, event: RunStarted, now: int) -> None:
-        self.running[event.device] = (event.job, event.attempt)
-        self.running_since[event.device] = now
+    def _drive(self, events: Sequence[Event], now: int) -> list[RunStarted]:
+        """Stop and start runs as the scheduler says; return the starts whose program is not at hand yet."""
+        waiting = []
+        for event in events:
+            if isinstance(event, RunFinished):
+                self._finished(event)
+            elif isinstance(event, RunStarted):
+                self.running[event.device] = (event.job, event.attempt)
+                self.running_since[event.device] = now
+                if not self._run_from_memory(event):
+                    waiting.append(event)
+        return waiting
+
+    def _run_from_memory(self, event: RunStarted) -> bool:
+        """Start the run if its program and the circuits that it names are in memory."""
         payload = self.payloads.get(event.job)
-        if payload is not None:
-            circuits = self._circuits_in_memory(event.session, payload.digests, payload.new_digests, payload.program)
-            if circuits is not None:
-                self._run(event, payload.program, payload.min_duration_ns, circuits)
-                return
+        if payload is None:
+            return False
+        circuits = self._circuits_in_memory(event.session, payload.digests, payload.new_digests, payload.program)
+        if circuits is None:
+            return False
+        self._run(event, payload.program, payload.min_duration_ns, circuits)
+        return True
+
+    def _run_from_store(self, event: RunStarted) -> None:
         task = asyncio.get_running_loop().create_task(self._fetch_and_run(event))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -507,7 +528,6 @@ class Writer:
         self._run(event, row.program, row.min_duration_ns, circuits)
 
     def _finished(self, event: RunFinished) -> None:
-        self._reports.pop((event.job, event.attempt), None)
         if self.running.get(event.device) == (event.job, event.attempt):
             del self.running[event.device]
             if event.outcome is RunOutcome.CANCELLED:
