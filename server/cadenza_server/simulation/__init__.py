@@ -7,7 +7,8 @@
 from cadenza_server.simulation.files import run_files
 from cadenza_server.simulation.outcome import Ran, Rejected, SessionStep, SimulationOutcome, differences
 from cadenza_server.simulation.runner import simulate
-from cadenza_server.simulation.scenario import Behaviour, Scenario, Step, parse_scenario, read_scenario
+from cadenza_server.simulation.scenario import Scenario, parse_scenario, read_scenario
+from cadenza_server.simulation.step import Behaviour, Step
 from cadenza_server.simulation.tree import ScenarioError
 
 __all__ = [

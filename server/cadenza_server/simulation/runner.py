@@ -4,95 +4,154 @@ Law: runs end after their length, at their limit, or when their worker is lost, 
 exactly at its limit is done, and a worker counts as lost only no later than that (README of the scenarios).
 """
 
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
-from typing import Final
+from typing import Any, Final
 
 from _fastqueue import Queue
 from cadenza_server.model.commands import Command, RunEnded
 from cadenza_server.model.errors import Refusal
-from cadenza_server.model.events import (
-    Event,
-    HoldEnded,
-    JobEnded,
-    JobQueued,
-    JobRequeued,
-    RunFinished,
-    RunStarted,
-    SessionChanged,
-    SessionCreated,
-    SessionJobsEnded,
-)
-from cadenza_server.model.words import JobState, RunOutcome, SessionState
+from cadenza_server.model.events import JobEnded, RunFinished, RunStarted
+from cadenza_server.model.settings import DeviceSettings
+from cadenza_server.model.words import RunOutcome
 from cadenza_server.scheduling import Scheduler
-from cadenza_server.simulation.outcome import Ran, Rejected, SessionStep, SimulationOutcome
-from cadenza_server.simulation.scenario import Behaviour, Scenario
-
-RUN_OUTCOMES: Final = {
-    RunOutcome.SUCCEEDED: "SUCCEEDED",
-    RunOutcome.EXECUTION_ERROR: "FAILED",
-    RunOutcome.RAN_TOO_LONG: "CANCELLED",
-    RunOutcome.CANCELLED: "CANCELLED",
-    RunOutcome.WORKER_LOST: "WORKER_LOST",
-}
+from cadenza_server.simulation.listening import Handlers, Listener, Observer, Source
+from cadenza_server.simulation.outcome import Rejected, SimulationOutcome
+from cadenza_server.simulation.record import Record
+from cadenza_server.simulation.scenario import Scenario
+from cadenza_server.simulation.step import Behaviour, Step
+from cadenza_server.simulation.traffic import Traffic
 
 
-def simulate(scenario: Scenario, *, _queue: Callable[[int], Queue] = Queue) -> SimulationOutcome:
-    """Run a scenario to its end, or to its `until`."""
+def simulate(
+    scenario: Scenario,
+    *,
+    listeners: Sequence[Listener] = (),
+    observer: Observer | None = None,
+    _queue: Callable[[int], Queue] = Queue,
+) -> SimulationOutcome:
+    """Run a scenario to its end, or to its `until`, and return all that came of it."""
+    record = Record()
+    refused = run_scenario(scenario, listeners=(record, *listeners), observer=observer, _queue=_queue)
+    record.outcome.rejected.extend(refused)
+    return record.outcome
+
+
+def run_scenario(
+    scenario: Scenario,
+    *,
+    listeners: Sequence[Listener] = (),
+    observer: Observer | None = None,
+    _queue: Callable[[int], Queue] = Queue,
+) -> list[Rejected]:
+    """Run a scenario to its end, or to its `until`. Keeps nothing of it but the commands that were refused: who wants
+    more listens."""
+    source: Source = Script(scenario.steps) if scenario.workload is None else Traffic(scenario.workload)
     scheduler = Scheduler(
         scenario.devices,
         shares=scenario.shares,
         half_life=scenario.half_life,
-        remember_final=True,
+        # What a workload asks names nothing that has ended, and forgetting keeps a long one small.
+        remember_final=scenario.workload is None,
         _queue=_queue,
     )
-    environment = _Environment(scenario)
-    record = _Record()
-    steps = scenario.steps
-    position = 0
+    environment = _Environment(scenario.devices)
+    handlers = _gather([environment, source, *listeners, *([] if observer is None else [observer])])
+    rejected: list[Rejected] = []
+    behaviours = environment.behaviours
+    until = scenario.until
+    look = None if observer is None else observer.next_look()
+    last = 0
     while True:
-        times = [environment.next_end(), scheduler.next_deadline()]
-        if position < len(steps):
-            times.append(steps[position].at)
-        now = min((time for time in times if time is not None), default=None)
-        if now is None or (scenario.until is not None and now > scenario.until):
-            return record.outcome
+        now = environment.next_end()
+        deadline = scheduler.next_deadline()
+        if deadline is not None and (now is None or deadline < now):
+            now = deadline
+        at = source.next_at()
+        if at is not None and (now is None or at <= now):
+            now = at
+        if now is None or (until is not None and now > until):
+            break
+        while look is not None and observer is not None and look < now:
+            observer.look(scheduler)
+            look = observer.next_look()
+        last = now
         commands: list[Command] = environment.take_ends(now)
-        ends = len(commands)
-        first = position
-        while position < len(steps) and steps[position].at == now:
-            commands.append(steps[position].command)
-            position += 1
+        steps: Sequence[Step] = ()
+        if at == now:
+            ends = len(commands)
+            steps = source.take(now)
+            commands += [step.command for step in steps]
         outcome = scheduler.apply(commands, now)
-        for step, answer in zip(steps[first:position], outcome.answers[ends:], strict=True):
-            if isinstance(answer, Refusal):
-                record.outcome.rejected.append(Rejected(now, step.name, answer.code, answer.message))
-            elif step.behaviour is not None:
-                environment.behaviours[step.name] = step.behaviour
+        if steps:
+            for step, answer in zip(steps, outcome.answers[ends:], strict=True):
+                if isinstance(answer, Refusal):
+                    rejected.append(Rejected(now, step.name, answer.code, answer.message))
+                elif step.behaviour is not None:
+                    behaviours[step.name] = step.behaviour
         for event in outcome.events:
-            record.note(event, now)
-            environment.note(event, now)
+            for handle in handlers.get(type(event), ()):
+                handle(event, now)
+    if observer is not None:
+        observer.finish(scheduler, last if until is None else until)
+    return rejected
+
+
+def _gather(listeners: Sequence[Listener]) -> dict[type, tuple[Callable[[Any, int], None], ...]]:
+    """Return, for each type of event, who handles it, in the order of the listeners."""
+    gathered: dict[type, tuple[Callable[[Any, int], None], ...]] = {}
+    for listener in listeners:
+        for kind, handle in listener.handlers().items():
+            gathered[kind] = (*gathered.get(kind, ()), handle)
+    return gathered
+
+
+class Script:
+    """Commands that a file has written down, by time."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self._steps: Final = steps
+        self._position = 0
+
+    def handlers(self) -> Handlers:
+        """It answers to nothing."""
+        return {}
+
+    def next_at(self) -> int | None:
+        """When the next command comes."""
+        return self._steps[self._position].at if self._position < len(self._steps) else None
+
+    def take(self, now: int) -> Sequence[Step]:
+        """Return the commands that come at `now`."""
+        first = self._position
+        while self.next_at() == now:
+            self._position += 1
+        return self._steps[first : self._position]
 
 
 class _Environment:
     """Ends runs as the scenario says. It stands for workers."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, devices: Mapping[str, DeviceSettings]) -> None:
         self.behaviours: Final[dict[str, Behaviour]] = {}
         self._calibrations: Final = {
-            device: Behaviour(settings.calibration_duration) for device, settings in scenario.devices.items()
+            device: Behaviour(settings.calibration_duration) for device, settings in devices.items()
         }
         self._ends: Final[list[tuple[int, str, str, int, RunOutcome]]] = []
         self._running: Final[dict[str, tuple[str, int]]] = {}
 
+    def handlers(self) -> Handlers:
+        """It sees runs start and be stopped."""
+        return {RunStarted: self._run_started, RunFinished: self._run_finished, JobEnded: self._job_ended}
+
     def next_end(self) -> int | None:
         """When the next run ends."""
-        while self._ends:
-            end, device, job, attempt, _ = self._ends[0]
+        ends = self._ends
+        while ends:
+            end, device, job, attempt, _ = ends[0]
             if self._running.get(device) == (job, attempt):
                 return end
-            heappop(self._ends)
+            heappop(ends)
         return None
 
     def take_ends(self, now: int) -> list[Command]:
@@ -103,15 +162,17 @@ class _Environment:
             reports.append(RunEnded(device=device, job=job, attempt=attempt, outcome=outcome))
         return reports
 
-    def note(self, event: Event, now: int) -> None:
-        """See runs start and be stopped."""
-        if type(event) is RunStarted:
-            behaviour = self.behaviours.get(event.job) or self._calibrations[event.device]
-            length, outcome = _fate(behaviour, event.attempt, event.limit)
-            self._running[event.device] = (event.job, event.attempt)
-            heappush(self._ends, (now + length, event.device, event.job, event.attempt, outcome))
-        elif type(event) is RunFinished:
-            del self._running[event.device]
+    def _run_started(self, event: RunStarted, now: int) -> None:
+        behaviour = self.behaviours.get(event.job) or self._calibrations[event.device]
+        length, outcome = _fate(behaviour, event.attempt, event.limit)
+        self._running[event.device] = (event.job, event.attempt)
+        heappush(self._ends, (now + length, event.device, event.job, event.attempt, outcome))
+
+    def _run_finished(self, event: RunFinished, _: int) -> None:
+        del self._running[event.device]
+
+    def _job_ended(self, event: JobEnded, _: int) -> None:
+        self.behaviours.pop(event.job, None)
 
 
 def _fate(behaviour: Behaviour, attempt: int, limit: int) -> tuple[int, RunOutcome]:
@@ -123,45 +184,3 @@ def _fate(behaviour: Behaviour, attempt: int, limit: int) -> tuple[int, RunOutco
     if attempt <= len(behaviour.worker_lost) and behaviour.worker_lost[attempt - 1] <= length:
         return behaviour.worker_lost[attempt - 1], RunOutcome.WORKER_LOST
     return length, outcome
-
-
-class _Record:
-    """Makes the outcome from the scheduler's events."""
-
-    def __init__(self) -> None:
-        self.outcome: Final = SimulationOutcome()
-        self._runs: Final[dict[str, Ran]] = {}
-        self._queued: Final[defaultdict[str, dict[str, None]]] = defaultdict(dict)
-
-    def note(self, event: Event, now: int) -> None:
-        """Take an event down."""
-        outcome = self.outcome
-        if isinstance(event, JobQueued | JobRequeued):
-            outcome.jobs[event.job] = (JobState.QUEUED, None)
-            if event.session is not None:
-                self._queued[event.session][event.job] = None
-        elif isinstance(event, RunStarted):
-            outcome.jobs[event.job] = (JobState.RUNNING, None)
-            if event.session is not None:
-                del self._queued[event.session][event.job]
-            run = self._runs[event.device] = Ran(event.job, event.device, now, event.epoch)
-            outcome.runs.append(run)
-        elif isinstance(event, RunFinished):
-            run = self._runs[event.device]
-            run.end = now
-            run.outcome = RUN_OUTCOMES[event.outcome]
-            if event.charged:
-                outcome.charged[event.user] = outcome.charged.get(event.user, 0) + event.charged
-        elif isinstance(event, JobEnded):
-            outcome.jobs[event.job] = (event.state, event.reason)
-            if event.session is not None:
-                self._queued[event.session].pop(event.job, None)
-        elif isinstance(event, SessionJobsEnded):
-            for job in self._queued.pop(event.session):
-                outcome.jobs[job] = (event.state, event.reason)
-        elif isinstance(event, HoldEnded):
-            outcome.charged[event.user] = outcome.charged.get(event.user, 0) + event.end - event.start
-        elif isinstance(event, SessionCreated):
-            outcome.sessions[event.session] = [SessionStep(now, SessionState.OPEN)]
-        elif isinstance(event, SessionChanged):
-            outcome.sessions[event.session].append(SessionStep(now, event.state, event.reason))

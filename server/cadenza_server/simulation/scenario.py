@@ -14,7 +14,6 @@ from cadenza_server.model.commands import (
     CancelJob,
     CancelSession,
     CloseSession,
-    Command,
     CreateReservation,
     CreateSession,
     SubmitJob,
@@ -31,6 +30,7 @@ from cadenza_server.model.words import (
 )
 from cadenza_server.scheduling.calibrations import AUTOMATIC_PREFIX
 from cadenza_server.simulation.expectation import Expectation, read_expectation
+from cadenza_server.simulation.step import Behaviour, Step
 from cadenza_server.simulation.tree import List, Scalar, ScenarioError, Table, Tree, parse_tree
 from cadenza_server.simulation.values import (
     Keys,
@@ -46,45 +46,27 @@ from cadenza_server.simulation.values import (
     show,
     word_reader,
 )
+from cadenza_server.simulation.workload import Workload, read_workload
 
 OPERATOR: Final = Caller("operator", operator=True)
 """Who asks where a scenario names nobody. An operator may do all that the owner may."""
 
 
 @dataclass(frozen=True, slots=True)
-class Behaviour:
-    """How a job's runs go. `run`: nanoseconds until it is done; `fails`: its program fails then; `worker_lost`: after
-    how many nanoseconds its first, second, ... attempt loses its worker."""
-
-    run: int
-    fails: bool = False
-    worker_lost: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A command and when it comes (nanoseconds). `name`: the job, session or reservation that it names."""
-
-    at: int
-    name: str
-    command: Command
-    behaviour: Behaviour | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Scenario:
-    """What a file says. Times are nanoseconds."""
+    """What a file says. Times are nanoseconds. With a `workload` there are no `steps`."""
 
     name: str
     devices: Mapping[str, DeviceSettings]
     steps: tuple[Step, ...]
+    workload: Workload | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
     half_life: int = HALF_LIFE_DEFAULT
     until: int | None = None
     expect: Expectation | None = None
 
 
-_TOP: Final = ("name", "profile", "half_life", "shares", "devices", "events", "until", "expect")
+_TOP: Final = ("name", "profile", "half_life", "shares", "devices", "events", "workload", "until", "expect")
 
 
 def read_scenario(path: Path) -> Scenario:
@@ -106,12 +88,15 @@ def parse_scenario(text: str) -> Scenario:
     shares = top.optional("shares", _read_shares)
     until = top.optional("until", read_instant)
     devices = _read_devices(top.required("devices"), profile, until)
-    events = top.required("events")
+    workload = top.optional("workload", lambda tree: read_workload(tree, devices))
+    if workload is not None and "events" in top:
+        raise ScenarioError(top.line("events"), "a scenario has `events` or a `workload`, not both")
     expect = top.optional("expect", read_expectation)
     return Scenario(
         name=name,
         devices=devices,
-        steps=_read_events(events, devices),
+        steps=_read_events(top.required("events"), devices) if workload is None else (),
+        workload=workload,
         shares=shares or {},
         half_life=HALF_LIFE_DEFAULT if half_life is None else half_life,
         until=until,

@@ -1,0 +1,90 @@
+"""Makes the outcome of a scenario from the scheduler's events."""
+
+from collections import defaultdict
+from typing import Final
+
+from cadenza_server.model.events import (
+    HoldEnded,
+    JobEnded,
+    JobQueued,
+    JobRequeued,
+    RunFinished,
+    RunStarted,
+    SessionChanged,
+    SessionCreated,
+    SessionJobsEnded,
+)
+from cadenza_server.model.words import JobState, RunOutcome, SessionState
+from cadenza_server.simulation.listening import Handlers
+from cadenza_server.simulation.outcome import Ran, SessionStep, SimulationOutcome
+
+RUN_OUTCOMES: Final = {
+    RunOutcome.SUCCEEDED: "SUCCEEDED",
+    RunOutcome.EXECUTION_ERROR: "FAILED",
+    RunOutcome.RAN_TOO_LONG: "CANCELLED",
+    RunOutcome.CANCELLED: "CANCELLED",
+    RunOutcome.WORKER_LOST: "WORKER_LOST",
+}
+
+
+class Record:
+    """Takes everything down: `outcome` grows by every job, run and change of a session."""
+
+    def __init__(self) -> None:
+        self.outcome: Final = SimulationOutcome()
+        self._runs: Final[dict[str, Ran]] = {}
+        self._queued: Final[defaultdict[str, dict[str, None]]] = defaultdict(dict)
+
+    def handlers(self) -> Handlers:
+        """What it does with events."""
+        return {
+            JobQueued: self._job_queued,
+            JobRequeued: self._job_queued,
+            RunStarted: self._run_started,
+            RunFinished: self._run_finished,
+            JobEnded: self._job_ended,
+            SessionJobsEnded: self._session_jobs_ended,
+            HoldEnded: self._hold_ended,
+            SessionCreated: self._session_created,
+            SessionChanged: self._session_changed,
+        }
+
+    def _job_queued(self, event: JobQueued | JobRequeued, _: int) -> None:
+        self.outcome.jobs[event.job] = (JobState.QUEUED, None)
+        if event.session is not None:
+            self._queued[event.session][event.job] = None
+
+    def _run_started(self, event: RunStarted, now: int) -> None:
+        self.outcome.jobs[event.job] = (JobState.RUNNING, None)
+        if event.session is not None:
+            del self._queued[event.session][event.job]
+        run = self._runs[event.device] = Ran(event.job, event.device, now, event.epoch)
+        self.outcome.runs.append(run)
+
+    def _run_finished(self, event: RunFinished, now: int) -> None:
+        run = self._runs[event.device]
+        run.end = now
+        run.outcome = RUN_OUTCOMES[event.outcome]
+        if event.charged:
+            self._charge(event.user, event.charged)
+
+    def _job_ended(self, event: JobEnded, _: int) -> None:
+        self.outcome.jobs[event.job] = (event.state, event.reason)
+        if event.session is not None:
+            self._queued[event.session].pop(event.job, None)
+
+    def _session_jobs_ended(self, event: SessionJobsEnded, _: int) -> None:
+        for job in self._queued.pop(event.session):
+            self.outcome.jobs[job] = (event.state, event.reason)
+
+    def _hold_ended(self, event: HoldEnded, _: int) -> None:
+        self._charge(event.user, event.end - event.start)
+
+    def _session_created(self, event: SessionCreated, now: int) -> None:
+        self.outcome.sessions[event.session] = [SessionStep(now, SessionState.OPEN)]
+
+    def _session_changed(self, event: SessionChanged, now: int) -> None:
+        self.outcome.sessions[event.session].append(SessionStep(now, event.state, event.reason))
+
+    def _charge(self, user: str, length: int) -> None:
+        self.outcome.charged[user] = self.outcome.charged.get(user, 0) + length
