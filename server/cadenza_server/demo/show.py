@@ -231,8 +231,7 @@ def judge(record: Record) -> list[Check]:
         Check(
             "bob and cyd got what their shares are due, to within one longest job",
             longest > 0 and apart <= longest,
-            ", ".join(f"{s.user} {s.got:.2f} s of {s.due:.2f} s due" for s in shares)
-            + f"; {apart:.2f} s apart, longest job {longest:.2f} s",
+            ", ".join(f"{s.user} {s.got:.2f} s of {s.due:.2f} s due" for s in shares) + f" (longest job {longest:.2f})",
         ),
     ]
 
@@ -244,18 +243,19 @@ def on_its_own_runs(record: Record) -> list[Run]:
 
 def print_runs(record: Record, console: Console) -> None:
     """Every run in order, with its rule and its waiting time."""
-    table = Table(title=f"Every run on {DEVICE}, in order", title_justify="left", box=None, pad_edge=False)
-    for name in ("start s", "length s", "waited s"):
+    table = Table(title=f"Every run on {DEVICE}, in order (seconds)", title_justify="left", box=None, pad_edge=False)
+    for name in ("run", "start", "length", "waited"):
         table.add_column(name, justify="right")
-    for name in ("who", "rule", "job"):
+    for name in ("who", "rule"):
         table.add_column(name, no_wrap=True)
-    for run in record.runs:
+    for number, run in enumerate(record.runs, 1):
         who = "operator" if run.rule == "CALIBRATION" else run.user
         rule = {"ACTIVE_SESSION": "session", "FAIR_SHARE": "fair share", "CALIBRATION": "calibration"}[run.rule]
         style = {"calibration": "red", "session": "blue"}.get(rule)
         if run.session and rule == "fair share":
             rule = "fair share (the session becomes active)"
-        table.add_row(f"{run.start:.3f}", f"{run.length:.3f}", f"{run.waited:.3f}", who, rule, run.job, style=style)
+        times = (f"{seconds:.3f}" for seconds in (run.start, run.length, run.waited))
+        table.add_row(str(number), *times, who, rule, style=style)
     console.print(table)
 
 
