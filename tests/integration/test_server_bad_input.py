@@ -10,7 +10,14 @@ from typing import Any
 
 import grpc
 import pytest
-from cadenza.v1 import device_service_pb2, job_pb2, job_service_pb2, server_service_pb2, session_service_pb2
+from cadenza.v1 import (
+    device_service_pb2,
+    job_pb2,
+    job_service_pb2,
+    server_service_pb2,
+    session_service_pb2,
+    share_service_pb2,
+)
 from cadenza.v1.circuit_pb2 import Circuit
 from cadenza.v1.tensor_pb2 import DTYPE_FLOAT64, Tensor
 from cadenza_server.tokens import hash_token
@@ -331,3 +338,24 @@ def test_unknown_things_are_not_found(connect: Any, kit: Any) -> None:
     with kit.refusal() as refused:
         list(ann.jobs("WatchJob", job_service_pb2.WatchJobRequest(job_id="job-x")))
     assert (refused().code, refused().reason) == (CODES.NOT_FOUND, "UNKNOWN_JOB")
+
+
+def test_more_tags_than_a_job_can_have_are_no_filter(connect: Any, kit: Any) -> None:
+    eve = connect("eve")
+    with kit.refusal() as refused:
+        eve.jobs("ListJobs", job_service_pb2.ListJobsRequest(tags=[f"tag-{number}" for number in range(2_000)]))
+    assert (refused().code, refused().reason) == (CODES.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert refused().metadata["field"] == "tags"
+
+
+def test_a_path_is_set_once_and_not_too_many_in_one_call(connect: Any, kit: Any) -> None:
+    rani = connect("rani")
+    for paths, field in (
+        ([f"many/p{number}" for number in range(100_000)], "settings"),
+        (["many/a", "many/b", "many/a"], "settings[2].path"),
+    ):
+        settings = [share_service_pb2.ShareSetting(path=path, shares=1.0) for path in paths]
+        with kit.refusal() as refused:
+            rani.shares("SetShares", share_service_pb2.SetSharesRequest(settings=settings))
+        assert (refused().code, refused().metadata["field"]) == (CODES.INVALID_ARGUMENT, field)
+    assert_alive(rani)

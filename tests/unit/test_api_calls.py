@@ -252,6 +252,27 @@ async def test_a_refusal_becomes_its_code_its_reason_and_its_field() -> None:
         assert dict(find(status, ErrorInfo).metadata) == {"device": "qpu", "field": "jobs[3].device", "index": "3"}
 
 
+@pytest.mark.parametrize("text", ["x" * 1_000_000, "\N{GRINNING FACE}" * 20_000])
+async def test_a_refusal_that_repeats_a_long_value_still_arrives_whole(text: str) -> None:
+    async with serving() as (who, channel):
+        who.error = Refusal(Code.INVALID_ARGUMENT, "INVALID_FIELD", f"{text} is no id: say it", "job_id", {"id": text})
+        code, status = await refused(channel, ("cadenza-user", "ann"))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert reason(status) == "INVALID_FIELD"
+        assert status.message.startswith(text[:100])
+        assert status.message.endswith("is no id: say it")
+        assert find(status, ErrorInfo).metadata["field"] == "job_id"
+
+
+async def test_a_state_that_no_header_holds_is_left_out() -> None:
+    job = Job(tags=["\N{GRINNING FACE}" * 128] * 32)
+    async with serving() as (who, channel):
+        who.error = RefusalWithState(Refusal(Code.OUT_OF_RANGE, "RESUME_TOO_OLD", "x"), job)
+        code, status = await refused(channel, ("cadenza-user", "ann"))
+        assert (code, reason(status)) == (grpc.StatusCode.OUT_OF_RANGE, "RESUME_TOO_OLD")
+        assert find(status, Job) is None
+
+
 @pytest.mark.parametrize("code", Code)
 def test_every_code_has_its_grpc_code(code: Code) -> None:
     assert describe(Refusal(code, "X", "y")).code == grpc.StatusCode[code.value].value[0]

@@ -231,6 +231,18 @@ def test_shots_are_counted_over_all_sets_of_values() -> None:
     assert refused.metadata["limit"] == "shots_per_pub_max"
 
 
+def test_expectation_values_are_counted_after_broadcasting() -> None:
+    checker = ProgramChecker(Limits(shots_per_pub_max=12))
+    array = ObservablesArray(shape=[3], observables=[observable(("ZZ", 1.0))] * 3)
+    check(estimator(observables=array, parameter_values=floats(4, 1, 2)), checker=checker)
+    refused = refusal(estimator(observables=array, parameter_values=floats(5, 1, 2)), checker=checker)
+    assert (refused.code, refused.reason) == (Code.RESOURCE_EXHAUSTED, "QUOTA_JOB_SIZE")
+    assert refused.metadata["limit"] == "shots_per_pub_max"
+    # Sets without parameters take no bytes, so any number of them fits into a message.
+    empty = Tensor(dtype=Dtype.DTYPE_FLOAT64, shape=[10**9, 0])
+    assert refusal(estimator(parameter_values=empty)).reason == "QUOTA_JOB_SIZE"
+
+
 @pytest.mark.parametrize("precision", [-0.1, float("nan"), float("inf")])
 def test_precision_is_finite_and_not_negative(precision: float) -> None:
     refused = refusal(estimator(precision=precision))

@@ -32,6 +32,12 @@ _RETRY_SECONDS: Final = {
 }
 """After how long it may be worth while to try again, by reason."""
 
+_MESSAGE_BYTES_MAX: Final = 1_000
+_VALUE_BYTES_MAX: Final = 200
+_STATE_BYTES_MAX: Final = 2_000
+"""A status travels in HTTP/2 headers, of which clients take 8 KiB by default: a longer one would reach them as a broken
+stream without a reason. So what a refusal repeats of the request is shortened, and too large a state is left out."""
+
 _JOB_FIELD: Final = re.compile(r"jobs\[(\d+)\]")
 _log = logging.getLogger(__name__)
 
@@ -46,26 +52,37 @@ class RefusalWithState(Refusal):
 
 def describe(refusal: Refusal) -> Status:
     """The rich status of a refusal."""
-    metadata = dict(refusal.metadata)
+    message = _shorten(refusal.message, _MESSAGE_BYTES_MAX)
+    metadata = {key: _shorten(value, _VALUE_BYTES_MAX) for key, value in refusal.metadata.items()}
     if refusal.field is not None:
         metadata.setdefault("field", refusal.field)
         if job := _JOB_FIELD.match(refusal.field):
             metadata.setdefault("index", job[1])
-    status = Status(code=_CODES[refusal.code].value[0], message=refusal.message)
+    status = Status(code=_CODES[refusal.code].value[0], message=message)
     _add(status, ErrorInfo(domain=DOMAIN, reason=refusal.reason, metadata=metadata))
     if refusal.code is Code.INVALID_ARGUMENT:
-        violation = BadRequest.FieldViolation(field=refusal.field or "", description=refusal.message)
+        violation = BadRequest.FieldViolation(field=refusal.field or "", description=message)
         _add(status, BadRequest(field_violations=[violation]))
     if refusal.code is Code.RESOURCE_EXHAUSTED:
-        quota = QuotaFailure.Violation(subject=metadata.get("limit", refusal.reason), description=refusal.message)
+        quota = QuotaFailure.Violation(subject=metadata.get("limit", refusal.reason), description=message)
         _add(status, QuotaFailure(violations=[quota]))
     if refusal.reason in _RETRY_SECONDS:
         retry = RetryInfo()
         retry.retry_delay.seconds = _RETRY_SECONDS[refusal.reason]
         _add(status, retry)
-    if isinstance(refusal, RefusalWithState):
+    if isinstance(refusal, RefusalWithState) and refusal.state.ByteSize() <= _STATE_BYTES_MAX:
         _add(status, refusal.state)
     return status
+
+
+def _shorten(text: str, bytes_max: int) -> str:
+    """`text` without its middle, if it is too long: the beginning says what, the end what to do."""
+    data = text.encode()
+    if len(data) <= bytes_max:
+        return text
+    tail = bytes_max // 3
+    head = bytes_max - tail - 5
+    return f"{data[:head].decode(errors='ignore')} ... {data[-tail:].decode(errors='ignore')}"
 
 
 def _add(status: Status, detail: Message) -> None:

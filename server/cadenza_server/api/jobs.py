@@ -177,7 +177,7 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
             device=request.device or None,
             session=request.session_id or None,
             user=_check_whose(current_caller(), request.user),
-            tags=frozenset(request.tags),
+            tags=frozenset(check_tags(request.tags, "tags")),
             job_class=find_word(request.job_class, JOB_CLASSES, "job_class"),
             program_kind=find_word(request.program_kind, PROGRAM_KINDS, "program_kind"),
             created_from=_time_of(request, "created_from"),

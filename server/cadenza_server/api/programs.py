@@ -181,7 +181,15 @@ class ProgramChecker:
                 qubits = self._check_circuit(pub, device, circuits)
                 values = _check_parameters(pub)
                 _check_observables(pub.observables, qubits)
-                total += math.prod(_broadcast(values, tuple(pub.observables.shape)))
+                count = math.prod(_broadcast(values, tuple(pub.observables.shape)))
+                if count > self._limits.shots_per_pub_max:
+                    raise _too_large(
+                        "observables",
+                        f"{count} expectation values are more than this server takes, "
+                        f"{self._limits.shots_per_pub_max}: split the PUB",
+                        "shots_per_pub_max",
+                    )
+                total += count
                 _check_precision(pub, "precision")
             except Refusal as refusal:
                 raise moved(refusal, f"pubs[{index}]") from None

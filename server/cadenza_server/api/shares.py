@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from cadenza.v1 import share_service_pb2, share_service_pb2_grpc
 
@@ -16,6 +17,9 @@ from cadenza_server.engine import UsageView
 from cadenza_server.model.commands import SetShares
 from cadenza_server.model.errors import Code, Refusal
 from cadenza_server.model.paths import ancestors
+
+SETTINGS_MAX: Final = 1_000
+"""Paths in one `SetShares`: a call must not keep the others waiting."""
 
 
 class ShareServicer(share_service_pb2_grpc.ShareServiceServicer):
@@ -61,14 +65,18 @@ class ShareServicer(share_service_pb2_grpc.ShareServiceServicer):
             raise invalid("settings", "there are none: name at least one path and its shares")
         if not caller.operator:
             raise Refusal(Code.PERMISSION_DENIED, "NOT_OPERATOR", "only operators change shares: ask one")
+        if len(request.settings) > SETTINGS_MAX:
+            raise invalid("settings", f"there are {len(request.settings)}: a call takes {SETTINGS_MAX}: make several")
         commands: list[SetShares] = []
+        paths: set[str] = set()
         for index, setting in enumerate(request.settings):
             field = f"settings[{index}]"
             path = check_user(setting.path, f"{field}.path")
             if not (math.isfinite(setting.shares) and setting.shares > 0):
                 raise invalid(f"{field}.shares", f"{setting.shares} is out of range: a finite number greater than 0")
-            if any(command.path == path for command in commands):
+            if path in paths:
                 raise invalid(f"{field}.path", f"{path!r} is there twice: name each path once")
+            paths.add(path)
             commands.append(SetShares(path=path, caller=caller, shares=setting.shares))
         _refuse_conflicts(commands, self._engine.usage_views())
         key = make_key(caller, "SetShares", request.request_id, request)
