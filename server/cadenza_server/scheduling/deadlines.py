@@ -42,13 +42,18 @@ class Deadline:
         return self.key[0]
 
 
-class Deadlines:
-    """The heap. Adding, cancelling and taking the first cost O(log n)."""
+NEVER: Final = 2**63 - 1
+"""No deadline is due then."""
 
-    __slots__ = ("_heap",)
+
+class Deadlines:
+    """The heap. Adding, cancelling and taking the first cost O(log n). `first`: when the first one is due, or NEVER."""
+
+    __slots__ = ("_heap", "first")
 
     def __init__(self) -> None:
         self._heap: list[Deadline] = []
+        self.first: int = NEVER
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -58,6 +63,8 @@ class Deadlines:
         deadline = Deadline(kind, due, age, owner)
         self._heap.append(deadline)
         self._rise(len(self._heap) - 1, deadline)
+        if due < self.first:
+            self.first = due
         return deadline
 
     def cancel(self, deadline: Deadline) -> None:
@@ -70,14 +77,15 @@ class Deadlines:
             else:
                 self._sink(position, last)
         deadline.position = -1
+        self.first = self._heap[0].key[0] if self._heap else NEVER
 
     def next_due(self) -> int | None:
         """When the first timer is due."""
-        return self._heap[0].key[0] if self._heap else None
+        return self.first if self._heap else None
 
     def take_due(self, now: int) -> Deadline | None:
         """Take off the first timer that is due at or before `now`; None if there is none."""
-        if not self._heap or self._heap[0].key[0] > now:
+        if self.first > now or not self._heap:
             return None
         first = self._heap[0]
         self.cancel(first)

@@ -160,13 +160,17 @@ class Scheduler:
         ends.sort(key=_device_of)
         for i, end in ends:
             answers[i] = self._execute(end)
-        self._fire_due()
+        deadlines = ledger.deadlines
+        if deadlines.first <= now:
+            self._fire_due()
         for i, command in others:
             answers[i] = self._execute(command)
-            self._fire_due()
+            if deadlines.first <= now:
+                self._fire_due()
+        pick = ledger.queue.pick
         for device in ledger.devices.values():
-            if device.running is None and device.ready:
-                self._dispatch(device)
+            if device.running is None and device.ready and (answer := pick(device.handle, now)) != NOTHING:
+                self._dispatch(device, answer)
         return Outcome(events, answers)
 
     def next_deadline(self) -> int | None:
@@ -187,11 +191,10 @@ class Scheduler:
         while (deadline := ledger.deadlines.take_due(ledger.now)) is not None:
             self._deadline_handlers[deadline.kind](deadline.owner)
 
-    def _dispatch(self, device: Device) -> None:
-        """Let a free device pick its next job (3)."""
+    def _dispatch(self, device: Device, answer: int) -> None:
+        """Do what the queue has picked for a free device, until it has a job or stays free (3)."""
         ledger = self._ledger
         while True:
-            answer = ledger.queue.pick(device.handle, ledger.now)
             if answer >= 0:
                 self._runs.start(device, ledger.places[answer])
                 break
@@ -207,7 +210,9 @@ class Scheduler:
             else:
                 self._sessions.let_go(session)
             self._fire_due()
-        self._fire_due()
+            answer = ledger.queue.pick(device.handle, ledger.now)
+        if ledger.deadlines.first <= ledger.now:
+            self._fire_due()
 
     def _expire(self, session: Session) -> None:
         self._sessions.expire(session, self._ledger.now if session.expires_at is None else session.expires_at)
