@@ -360,9 +360,6 @@ class Writer:
                 if job is not None:
                     owners[job.job] = job.user
         outcome = self.scheduler.apply([item.command for item in inputs], now)
-        # Devices first: what else there is to do with this instant is done while they work.
-        waiting = self._drive(outcome.events, now)
-        unit, recorder = self._unit, self.recorder
         contents: dict[str, JobContent] = {}
         descriptions: dict[str, str] = {}
         for item in inputs:
@@ -373,6 +370,9 @@ class Writer:
                 contents[command.job] = item.contents[0]
             elif item.description:
                 descriptions[getattr(command, "reservation", "")] = item.description
+        # Devices first: what else there is to do with this instant is done while they work.
+        waiting = self._drive(outcome.events, contents, now)
+        unit, recorder = self._unit, self.recorder
         unit.published += recorder.record(
             outcome.events,
             now,
@@ -398,7 +398,7 @@ class Writer:
             if isinstance(event, RunFinished):
                 self._reports.pop((event.job, event.attempt), None)
         for started in waiting:
-            if not self._run_from_memory(started):
+            if not self._run_from_memory(started, self.payloads.get(started.job)):
                 self._run_from_store(started)
         self._arm()
 
@@ -431,8 +431,9 @@ class Writer:
         self._timer = None if due is None else self._clock.call_at(due - self._shift, self._due)
 
     # --- runs ---------------------------------------------------------------------------------------------------
-    def _drive(self, events: Sequence[Event], now: int) -> list[RunStarted]:
-        """Stop and start runs as the scheduler says; return the starts whose program is not at hand yet."""
+    def _drive(self, events: Sequence[Event], contents: Mapping[str, JobContent], now: int) -> list[RunStarted]:
+        """Stop and start runs as the scheduler says; return the starts whose program is not at hand yet. `contents`:
+        of the jobs that came in within this very instant."""
         waiting = []
         for event in events:
             if isinstance(event, RunFinished):
@@ -440,19 +441,19 @@ class Writer:
             elif isinstance(event, RunStarted):
                 self.running[event.device] = (event.job, event.attempt)
                 self.running_since[event.device] = now
-                if not self._run_from_memory(event):
+                if not self._run_from_memory(event, self.payloads.get(event.job) or contents.get(event.job)):
                     waiting.append(event)
         return waiting
 
-    def _run_from_memory(self, event: RunStarted) -> bool:
+    def _run_from_memory(self, event: RunStarted, source: Payload | JobContent | None) -> bool:
         """Start the run if its program and the circuits that it names are in memory."""
-        payload = self.payloads.get(event.job)
-        if payload is None:
+        if source is None:
             return False
-        circuits = self._circuits_in_memory(event.session, payload.digests, payload.new_digests, payload.program)
+        own = source.new_digests if isinstance(source, Payload) else tuple(source.new_circuits)
+        circuits = self._circuits_in_memory(event.session, source.digests, own, source.program)
         if circuits is None:
             return False
-        self._run(event, payload.program, payload.min_duration_ns, circuits)
+        self._run(event, source.program, source.min_duration_ns, circuits)
         return True
 
     def _run_from_store(self, event: RunStarted) -> None:
