@@ -1,12 +1,16 @@
 """Scenario files for the command line: run them, print what came of them, say whether it was expected."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from json import dumps as to_json
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
+from cadenza_server.simulation.comparison import print_comparison
+from cadenza_server.simulation.figures import Figures
 from cadenza_server.simulation.outcome import SimulationOutcome, differences, to_seconds
-from cadenza_server.simulation.runner import simulate
+from cadenza_server.simulation.picture import Picture, PictureError
+from cadenza_server.simulation.runner import run_scenario, simulate
 from cadenza_server.simulation.scenario import Scenario, read_scenario
 from cadenza_server.simulation.tree import ScenarioError
 
@@ -15,38 +19,107 @@ MET: Final = 0
 NOT_MET: Final = 1
 """Exit code: one was not."""
 NO_SCENARIO: Final = 2
-"""Exit code: a file is no scenario, or cannot be read."""
+"""Exit code: a file is no scenario, or cannot be read, or the picture cannot be drawn."""
 
 
-def run_files(paths: Sequence[Path], json: bool, out: TextIO, err: TextIO | None = None) -> int:
-    """Run scenario files in the order given and print what came of each: with `json` one line a file, else a timeline.
-    What is wrong goes to `err` (by default the standard error). Returns the exit code."""
+def run_files(
+    paths: Sequence[Path],
+    json: bool,
+    out: TextIO,
+    err: TextIO | None = None,
+    *,
+    plot: Path | None = None,
+) -> int:
+    """Run scenario files in the order given and print what came of each: with `json` one line a file, else a timeline
+    (of a workload: its figures). What is wrong goes to `err` (by default the standard error). `plot`: draw the last one
+    to this file. Returns the exit code."""
     err = sys.stderr if err is None else err
     code = MET
     for path in paths:
-        try:
-            scenario = read_scenario(path)
-        except ScenarioError as error:
-            print(f"{path}:{error.line}: {error.reason}", file=err)
+        scenario = _read(path, err)
+        if scenario is None:
             code = NO_SCENARIO
             continue
-        except OSError as error:
-            print(f"{path}: it cannot be read: {error.strerror}", file=err)
-            code = NO_SCENARIO
-            continue
-        outcome = simulate(scenario)
+        picture = None if plot is None else Picture(scenario)
+        figures = None if json or scenario.workload is None else Figures(scenario)
+        outcome = SimulationOutcome()
+        observers = [each for each in (picture, figures) if each is not None]
+        if figures is not None and scenario.expect is None:
+            outcome.rejected.extend(run_scenario(scenario, observers=observers))
+        else:
+            outcome = simulate(scenario, observers=observers)
         if json:
             print(outcome.as_json(), file=out)
+        elif figures is not None:
+            print(scenario.name, file=out)
+            print_comparison([path.stem], [figures.as_output(outcome.rejected)], out)
         else:
             print_timeline(scenario, outcome, out)
-        found = [] if scenario.expect is None else differences(outcome, scenario.expect)
-        for each in found:
-            print(f"{path}: {each}", file=err)
+        found = _print_differences(path, scenario, outcome, err)
         if found:
             code = max(code, NOT_MET)
         elif scenario.expect is not None and not json:
             print("all that was expected came", file=out)
+        if picture is not None and plot is not None:
+            try:
+                picture.draw(plot)
+            except PictureError as error:
+                print(error, file=err)
+                code = NO_SCENARIO
+            except OSError as error:
+                print(f"{plot}: it cannot be written: {error.strerror}", file=err)
+                code = NO_SCENARIO
     return code
+
+
+def compare_files(paths: Sequence[Path], json: bool, out: TextIO, err: TextIO | None = None) -> int:
+    """Run scenario files and print their figures side by side, or with `json` one line a file, in the order given.
+    Returns the exit code, as `run_files` does."""
+    err = sys.stderr if err is None else err
+    code = MET
+    names: list[str] = []
+    found: list[Mapping[str, Any]] = []
+    for path in paths:
+        scenario = _read(path, err)
+        if scenario is None:
+            code = NO_SCENARIO
+            continue
+        figures = Figures(scenario)
+        if scenario.expect is None:
+            rejected = run_scenario(scenario, observers=[figures])
+        else:
+            outcome = simulate(scenario, observers=[figures])
+            rejected = outcome.rejected
+            if _print_differences(path, scenario, outcome, err):
+                code = max(code, NOT_MET)
+        output = figures.as_output(rejected)
+        if json:
+            print(to_json({"file": str(path), "name": scenario.name, **output}), file=out)
+        names.append(str(path))
+        found.append(output)
+    if found and not json:
+        stems = [Path(name).stem for name in names]
+        print_comparison(stems if len(set(stems)) == len(stems) else names, found, out)
+    return code
+
+
+def _read(path: Path, err: TextIO) -> Scenario | None:
+    """Return the scenario of a file; None if it is none, which `err` is told."""
+    try:
+        return read_scenario(path)
+    except ScenarioError as error:
+        print(f"{path}:{error.line}: {error.reason}", file=err)
+    except OSError as error:
+        print(f"{path}: it cannot be read: {error.strerror}", file=err)
+    return None
+
+
+def _print_differences(path: Path, scenario: Scenario, outcome: SimulationOutcome, err: TextIO) -> bool:
+    """Tell `err` where the outcome is not as expected; return whether there is such a place."""
+    found = [] if scenario.expect is None else differences(outcome, scenario.expect)
+    for each in found:
+        print(f"{path}: {each}", file=err)
+    return bool(found)
 
 
 def print_timeline(scenario: Scenario, outcome: SimulationOutcome, out: TextIO) -> None:

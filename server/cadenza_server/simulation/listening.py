@@ -30,8 +30,8 @@ class Source(Listener, Protocol):
 class Observer(Listener, Protocol):
     """Listens, and looks at the scheduler itself from time to time."""
 
-    def next_look(self) -> int | None:
-        """When it looks next; it is called before anything that comes later is handled."""
+    def next_look(self) -> int:
+        """When it looks next: before anything that comes later is handled."""
 
     def look(self, scheduler: Scheduler) -> None:
         """Look at what the scheduler is like at that instant."""

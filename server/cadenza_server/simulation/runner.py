@@ -26,13 +26,12 @@ from cadenza_server.simulation.traffic import Traffic
 def simulate(
     scenario: Scenario,
     *,
-    listeners: Sequence[Listener] = (),
-    observer: Observer | None = None,
+    observers: Sequence[Observer] = (),
     _queue: Callable[[int], Queue] = Queue,
 ) -> SimulationOutcome:
     """Run a scenario to its end, or to its `until`, and return all that came of it."""
     record = Record()
-    refused = run_scenario(scenario, listeners=(record, *listeners), observer=observer, _queue=_queue)
+    refused = run_scenario(scenario, listeners=(record,), observers=observers, _queue=_queue)
     record.outcome.rejected.extend(refused)
     return record.outcome
 
@@ -41,7 +40,7 @@ def run_scenario(
     scenario: Scenario,
     *,
     listeners: Sequence[Listener] = (),
-    observer: Observer | None = None,
+    observers: Sequence[Observer] = (),
     _queue: Callable[[int], Queue] = Queue,
 ) -> list[Rejected]:
     """Run a scenario to its end, or to its `until`. Keeps nothing of it but the commands that were refused: who wants
@@ -56,11 +55,11 @@ def run_scenario(
         _queue=_queue,
     )
     environment = _Environment(scenario.devices)
-    handlers = _gather([environment, source, *listeners, *([] if observer is None else [observer])])
+    handlers = _gather([environment, source, *listeners, *observers])
     rejected: list[Rejected] = []
     behaviours = environment.behaviours
     until = scenario.until
-    look = None if observer is None else observer.next_look()
+    looks = [(observer.next_look(), observer) for observer in observers]
     last = 0
     while True:
         now = environment.next_end()
@@ -72,9 +71,11 @@ def run_scenario(
             now = at
         if now is None or (until is not None and now > until):
             break
-        while look is not None and observer is not None and look < now:
-            observer.look(scheduler)
-            look = observer.next_look()
+        for i, (look, observer) in enumerate(looks):
+            while look < now:
+                observer.look(scheduler)
+                look = observer.next_look()
+                looks[i] = (look, observer)
         last = now
         commands: list[Command] = environment.take_ends(now)
         steps: Sequence[Step] = ()
@@ -92,7 +93,7 @@ def run_scenario(
         for event in outcome.events:
             for handle in handlers.get(type(event), ()):
                 handle(event, now)
-    if observer is not None:
+    for observer in observers:
         observer.finish(scheduler, last if until is None else until)
     return rejected
 
