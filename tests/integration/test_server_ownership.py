@@ -120,6 +120,24 @@ def test_lists_show_a_user_the_users_own_and_an_operator_all(owned: Owned, conne
     assert not others
 
 
+def test_an_account_is_no_user_and_sees_nothing_of_its_users(owned: Owned, connect: Any) -> None:
+    account = connect("own")
+    for user in ("", "own", "own/ann"):
+        assert not account.jobs("ListJobs", job_service_pb2.ListJobsRequest(user=user)).jobs
+        assert not account.jobs("ListRuns", job_service_pb2.ListRunsRequest(user=user)).runs
+        assert not account.sessions("ListSessions", session_service_pb2.ListSessionsRequest(user=user)).sessions
+
+
+@pytest.mark.parametrize("user", ["-", ".."])
+def test_a_user_of_any_name_sees_the_users_own(connect: Any, kit: Any, user: str) -> None:
+    client = connect(user)
+    job = client.submit(kit.sampler_job(device="sim")).job_id
+    for asked in ("", user):
+        jobs = client.jobs("ListJobs", job_service_pb2.ListJobsRequest(user=asked)).jobs
+        assert [found.job_id for found in jobs] == [job]
+    client.wait(job)
+
+
 def test_names_usage_and_how_many_wait_everybody_sees(owned: Owned, connect: Any, kit: Any) -> None:
     bob, waiting = connect("own/bob"), [owned.ann.submit(kit.sampler_job(device="sim")) for _ in range(3)]
     device = bob.devices("GetDevice", device_service_pb2.GetDeviceRequest(name="sim")).device

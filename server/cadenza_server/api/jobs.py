@@ -31,7 +31,7 @@ from cadenza_server.api.fields import (
     moved,
 )
 from cadenza_server.api.programs import ProgramChecker
-from cadenza_server.api.scope import NOBODY, Scope, narrow
+from cadenza_server.api.scope import Scope, owner_shown
 from cadenza_server.config import Limits
 from cadenza_server.engine import JobContent, JobFilter, RunFilter
 from cadenza_server.model.commands import Caller, CancelJob, SetPriority, SubmitJob
@@ -176,7 +176,8 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
             states=find_words(request.states, JOB_STATES, "states"),
             device=request.device or None,
             session=request.session_id or None,
-            user=_check_whose(current_caller(), request.user),
+            user=check_user(request.user, "user") if request.user else None,
+            owner=owner_shown(current_caller()),
             tags=frozenset(check_tags(request.tags, "tags")),
             job_class=find_word(request.job_class, JOB_CLASSES, "job_class"),
             program_kind=find_word(request.program_kind, PROGRAM_KINDS, "program_kind"),
@@ -186,8 +187,6 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
             oldest_first=request.oldest_first,
         )
         size = check_page_size(request.page_size)
-        if where.user == NOBODY:
-            return job_service_pb2.ListJobsResponse()
         page = await self._engine.list_jobs(where, page_size=size, page_token=request.page_token)
         return job_service_pb2.ListJobsResponse(
             jobs=[to_job(view) for view in page.items], next_page_token=page.next_page_token
@@ -224,15 +223,14 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
             job=request.job_id or None,
             device=request.device or None,
             session=request.session_id or None,
-            user=_check_whose(current_caller(), request.user),
+            user=check_user(request.user, "user") if request.user else None,
+            owner=owner_shown(current_caller()),
             started_from=_time_of(request, "started_from"),
             started_before=_time_of(request, "started_before"),
             outcomes=outcomes,
             running=running,
         )
         size = check_page_size(request.page_size)
-        if where.user == NOBODY:
-            return job_service_pb2.ListRunsResponse()
         page = await self._engine.list_runs(where, page_size=size, page_token=request.page_token)
         return job_service_pb2.ListRunsResponse(
             runs=[to_run(view) for view in page.items], next_page_token=page.next_page_token
@@ -328,10 +326,6 @@ def check_resume(request: job_service_pb2.WatchJobRequest | session_service_pb2.
     if request.resume_after < 0:
         raise invalid("resume_after", f"{request.resume_after} is negative: pass the number of the last event seen")
     return request.resume_after
-
-
-def _check_whose(caller: Caller, user: str) -> str | None:
-    return narrow(caller, check_user(user, "user") if user else "")
 
 
 def _check_skip(skip: int) -> int:

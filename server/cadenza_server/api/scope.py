@@ -8,7 +8,6 @@ from cadenza_server.api.programs import DeviceFacts
 from cadenza_server.engine import Engine
 from cadenza_server.model.commands import Caller
 from cadenza_server.model.errors import Refusal, not_found
-from cadenza_server.model.paths import covers
 from cadenza_server.model.settings import DeviceSettings
 
 SESSIONS_REMEMBERED_MAX: Final = 100_000
@@ -53,14 +52,6 @@ class Scope:
             self._devices.popitem(last=False)
 
 
-NOBODY: Final = "-"
-"""A filter by user that fits nothing: no more than a caller may see of what others own."""
-
-
-def narrow(caller: Caller, user: str) -> str | None:
-    """Whose things a list may show, asked for those of `user` ("": all); None: everybody's, `NOBODY`: nothing."""
-    if caller.operator:
-        return user or None
-    if not user or covers(user, caller.path):
-        return caller.path
-    return NOBODY
+def owner_shown(caller: Caller) -> str | None:
+    """Whose things a list may show; None: everybody's."""
+    return None if caller.operator else caller.path

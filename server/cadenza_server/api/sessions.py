@@ -20,7 +20,7 @@ from cadenza_server.api.fields import (
     make_key,
 )
 from cadenza_server.api.jobs import check_resume
-from cadenza_server.api.scope import NOBODY, Scope, narrow
+from cadenza_server.api.scope import Scope, owner_shown
 from cadenza_server.engine import SessionFilter, SessionView
 from cadenza_server.model.commands import CancelSession, CloseSession, CreateSession
 from cadenza_server.model.errors import Code, Refusal
@@ -82,7 +82,8 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         where = SessionFilter(
             states=find_words(request.states, SESSION_STATES, "states"),
             device=request.device or None,
-            user=narrow(current_caller(), user),
+            user=user or None,
+            owner=owner_shown(current_caller()),
             mode=find_word(request.mode, SESSION_MODES, "mode"),
             created_from=check_time(request.created_from, "created_from") if request.HasField("created_from") else None,
             created_before=check_time(request.created_before, "created_before")
@@ -90,8 +91,6 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
             else None,
         )
         size = check_page_size(request.page_size)
-        if where.user == NOBODY:
-            return session_service_pb2.ListSessionsResponse()
         page = await self._engine.list_sessions(where, page_size=size, page_token=request.page_token)
         return session_service_pb2.ListSessionsResponse(
             sessions=[self._convert(view).session for view in page.items], next_page_token=page.next_page_token

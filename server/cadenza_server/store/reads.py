@@ -189,6 +189,8 @@ def list_jobs(connection: Connection, where: JobFilter, page_size: int, page_tok
             query = query.where(column == str(value))
     if where.user is not None:
         query = query.where(below(jobs.c.user, where.user))
+    if where.owner is not None:
+        query = query.where(jobs.c.user == where.owner)
     if where.created_from is not None:
         query = query.where(jobs.c.create_time >= where.created_from)
     if where.created_before is not None:
@@ -295,6 +297,8 @@ def list_runs(connection: Connection, where: RunFilter, page_size: int, page_tok
             query = query.where(column == value)
     if where.user is not None:
         query = query.where(below(runs.c.user, where.user))
+    if where.owner is not None:
+        query = query.where(runs.c.user == where.owner)
     if where.started_from is not None:
         query = query.where(runs.c.start_time >= where.started_from)
     if where.started_before is not None:
@@ -372,6 +376,8 @@ def list_sessions(connection: Connection, where: SessionFilter, page_size: int, 
         query = query.where(sessions.c.mode == str(where.mode))
     if where.user is not None:
         query = query.where(below(sessions.c.user, where.user))
+    if where.owner is not None:
+        query = query.where(sessions.c.user == where.owner)
     if where.created_from is not None:
         query = query.where(sessions.c.create_time >= where.created_from)
     if where.created_before is not None:

@@ -173,6 +173,8 @@ class JobFilter:
     session: str | None = None
     user: str | None = None
     """A user, or an account: all users below it."""
+    owner: str | None = None
+    """Exactly this user, whatever `user` says."""
     tags: frozenset[str] = frozenset()
     """All of them."""
     job_class: JobClass | None = None
@@ -185,12 +187,16 @@ class JobFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFilter:
-    """Which runs to list. `running`: whether runs that have not ended are among `outcomes` (both empty: any)."""
+    """Which runs to list. `running`: whether runs that have not ended are among `outcomes` (both empty: any).
+
+    `user` and `owner` are those of a `JobFilter`.
+    """
 
     job: str | None = None
     device: str | None = None
     session: str | None = None
     user: str | None = None
+    owner: str | None = None
     started_from: int | None = None
     started_before: int | None = None
     outcomes: frozenset[RunOutcome] = frozenset()
@@ -199,11 +205,12 @@ class RunFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionFilter:
-    """Which sessions to list."""
+    """Which sessions to list. `user` and `owner` are those of a `JobFilter`."""
 
     states: frozenset[SessionState] = frozenset()
     device: str | None = None
     user: str | None = None
+    owner: str | None = None
     mode: SessionMode | None = None
     created_from: int | None = None
     created_before: int | None = None
