@@ -62,6 +62,7 @@ from cadenza_server.model.words import (
     SessionMode,
     SessionState,
 )
+from cadenza_server.scheduling import Scheduler
 from cadenza_server.scheduling.state import State
 from cadenza_server.store import Store, StoreError, StoreInUse
 
@@ -441,6 +442,56 @@ async def test_an_unknown_digest_is_refused_before_anything_is_queued(home: Home
         assert (caught.value.code, caught.value.reason) == (Code.NOT_FOUND, "UNKNOWN_CIRCUIT")
     assert (await home.engine.list_jobs(JobFilter())).items == ()
     await home.engine.submit([job, job], [brings, names])
+
+
+async def test_a_job_without_a_session_may_name_a_circuit_that_a_later_pub_of_it_brings(home: Home) -> None:
+    circuit, digest = circuit_and_digest("OPENQASM 3.0;")
+    program = program_with(circuit_pb2.Circuit(digest=digest), circuit)
+    brings = {digest: circuit.SerializeToString()}
+    job = await home.submit(content=content_of(program, new_circuits=brings, digests=frozenset({digest})))
+    for _ in range(2):
+        await settle(lambda: home.device.running is not None)
+        assert home.device.running is not None
+        assert (home.device.running.job, home.device.running.program) == (job, program)
+        await home.crash()
+        await home.open()
+
+
+class UnreadableStore(Store):
+    """A store that cannot be read for a number of times."""
+
+    failures = 0
+    failed = 0
+
+    async def read(self, query: Any) -> Any:
+        if self.failed < self.failures:
+            self.failed += 1
+            raise StoreError("the disk does not answer")
+        return await super().read(query)
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+async def test_a_program_that_cannot_be_read_is_read_again_before_the_run_counts_as_lost(
+    home: Home, failures: int
+) -> None:
+    job = await home.submit()
+    await home.crash()
+    store = UnreadableStore(home.data_dir)
+    await home.open(store=store)
+    await settle(lambda: home.device.running is not None)
+    store.failures = failures
+    other = await home.submit(BOB)
+    home.engine._writer.payloads.drop(other)
+    home.device.end()
+    for number in range(1, min(failures, 2) + 1):
+        await settle(lambda number=number: store.failed == number)  # type: ignore[misc]
+        await asyncio.sleep(0)
+        assert home.device.running is None
+        home.clock.advance(SECOND)
+    await settle(lambda: home.device.running is not None)
+    assert home.device.running is not None
+    assert (home.device.running.job, home.device.running.attempt) == (other, 1 if failures < 3 else 2)
+    await wait_state(home.engine, job, JobState.SUCCEEDED)
 
 
 # --- watches --------------------------------------------------------------------------------------------------------
@@ -837,6 +888,27 @@ async def test_a_device_that_is_gone_while_jobs_wait_for_it_is_an_error_at_start
 
 
 # --- failure of the store -------------------------------------------------------------------------------------------
+async def test_a_watch_that_begins_while_the_engine_has_failed_is_refused_and_does_not_hang(
+    held: tuple[Home, HeldStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, store = held
+    job = await home.submit()
+    store.gate.clear()
+    waiting = asyncio.create_task(home.submit(BOB))
+    await settle(lambda: home.engine._writer._in_flight is not None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Scheduler, "apply", lambda *_: 1 / 0)
+        with pytest.raises(Refusal, match="cannot commit"):
+            await home.submit(BOB)
+    async with asyncio.timeout(5):
+        with pytest.raises(Refusal, match="cannot commit"):
+            await anext(home.engine.watch_job(job))
+    store.gate.set()
+    await waiting
+    home.clock.advance(SECOND)
+    await settle(lambda: home.engine._writer.stage is Stage.RUNNING)
+
+
 async def test_a_failed_commit_fails_what_is_pending_and_the_engine_begins_again_from_the_store(
     held: tuple[Home, HeldStore],
 ) -> None:

@@ -159,6 +159,34 @@ def test_a_worker_that_is_killed_is_reported_and_its_spare_takes_over() -> None:
     with_device(scenario)
 
 
+def test_a_worker_that_sends_garbage_is_killed_and_the_report_says_so() -> None:
+    async def scenario(stand: Stand) -> None:
+        stand.run(endless())
+        assert stand.device._active is not None
+        stand.device._active.data_received(b"\xff" * 64)
+        report = await stand.report()
+        assert report.outcome is RunOutcome.WORKER_LOST
+        assert "garbage" in report.detail
+        assert "memory" not in report.detail  # it is us who killed it
+
+    with_device(scenario)
+
+
+def test_readiness_that_changes_while_a_run_is_stopped_is_told_as_it_is_in_the_end() -> None:
+    async def scenario(stand: Stand) -> None:
+        await stand.until_spare_is_warm()
+        device = stand.device
+        spare, device._spare = device._spare, None
+        assert spare is not None
+        stand.run(endless())
+        device.stop_run("job-1", 1)  # no spare: not ready
+        device._promote(spare)  # one has become warm within the same turn of the loop
+        await asyncio.sleep(0)
+        assert stand.readiness[-1] is True
+
+    with_device(scenario)
+
+
 def test_without_a_warm_spare_the_device_is_not_ready_until_one_is() -> None:
     async def scenario(stand: Stand) -> None:
         await stand.until_spare_is_warm()

@@ -37,6 +37,8 @@ from cadenza_server.store.views import ProgramKind
 HEARTBEAT_NS: Final = 5 * SECOND
 """How often the time is recorded: what a restart takes for the time at which the server went down, if nothing later
 was written."""
+READ_AGAIN_NS: Final = (SECOND // 10, 1 * SECOND)
+"""How long to wait before a program that could not be read is read again. Then the run counts as lost."""
 REBUILD_AFTER_NS: Final = 1 * SECOND
 REBUILD_AFTER_NS_MAX: Final = 30 * SECOND
 """How long after a failed commit the writer tries to take itself up again; doubled with each failure."""
@@ -292,6 +294,8 @@ class Writer:
     async def catch_up(self) -> None:
         """Wait until all that was recorded so far is on disk. What happens from now on is told to those who watch now;
         so a watch that reads the store after this misses nothing. Raises `Refusal` UNAVAILABLE."""
+        if self.stage is Stage.FAILED:
+            raise store_unavailable()  # nothing that is recorded now will ever be on disk
         if self._in_flight is None and not (self._unit.batch or self._unit.answers):
             return
         done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -478,6 +482,8 @@ class Writer:
         self, session: str | None, digests: frozenset[bytes], own: tuple[bytes, ...], program: bytes
     ) -> dict[bytes, bytes] | None:
         """The circuits that a program names; None if one has to be read from the store."""
+        if session is None:
+            return {}  # there is no other job to bring them: they are in the program itself
         found: dict[bytes, bytes] = {}
         for digest in digests:
             circuit = self.circuits.get(digest)
@@ -485,7 +491,7 @@ class Writer:
                 source: bytes | None = None
                 if digest in own:
                     source = program
-                elif session is not None:
+                else:
                     payload = self.payloads.get(self.circuits.source(session, digest) or "")
                     source = payload.program if payload is not None else None
                 if source is None:
@@ -496,26 +502,25 @@ class Writer:
         return found
 
     async def _fetch_and_run(self, event: RunStarted) -> None:
-        try:
-            # A job that is not on disk yet is in memory in any case.
-            row: Payload | reads.ProgramRow | None = self.payloads.get(event.job)
-            if row is None:
-                row = await self._store.read(partial(reads.read_program, job=event.job))
-            if row is None:
-                raise StoreError(f"job {event.job} has no row")
-            for digest in row.digests - set(row.new_digests):
-                if self.circuits.get(digest) is None and event.session is not None:
-                    source = self.circuits.source(event.session, digest)
-                    other = await self._store.read(partial(reads.read_program, job=source or ""))
-                    if other is not None:
-                        self.circuits.put(digest, circuits_of(other.program)[digest])
-            circuits = self._circuits_in_memory(event.session, row.digests, row.new_digests, row.program)
-        except (StoreError, KeyError):
-            _log.exception("cannot read what %s executes", event.job)
-            circuits = row = None
+        found = None
+        for wait in (*READ_AGAIN_NS, None):
+            try:
+                found = await self._fetch(event)
+                break
+            except StoreError as error:
+                if wait is None:
+                    _log.error("what %s executes cannot be read: %s", event.job, error)
+                    break
+                _log.warning("what %s executes is read again in %g s: %s", event.job, wait / SECOND, error)
+            again = asyncio.Event()
+            timer = self._clock.call_at(self._clock.now() + wait, again.set)
+            try:
+                await again.wait()
+            finally:
+                timer.cancel()
         if self.running.get(event.device) != (event.job, event.attempt):
             return  # it was stopped in the meantime
-        if row is None or circuits is None:
+        if found is None:
             self._reported(
                 RunReport(
                     device=event.device,
@@ -526,7 +531,29 @@ class Writer:
                 )
             )
             return
+        row, circuits = found
         self._run(event, row.program, row.min_duration_ns, circuits)
+
+    async def _fetch(self, event: RunStarted) -> tuple[Payload | reads.ProgramRow, Mapping[bytes, bytes]] | None:
+        """What a run executes, from the store; None if the store does not have it. Raises `StoreError`."""
+        # A job that is not on disk yet is in memory in any case.
+        row: Payload | reads.ProgramRow | None = self.payloads.get(event.job)
+        if row is None:
+            row = await self._store.read(partial(reads.read_program, job=event.job))
+        if row is None:
+            _log.error("the store has no program of %s", event.job)
+            return None
+        for digest in row.digests - set(row.new_digests):
+            if self.circuits.get(digest) is None and event.session is not None:
+                source = self.circuits.source(event.session, digest)
+                other = await self._store.read(partial(reads.read_program, job=source or ""))
+                brought = circuits_of(other.program) if other is not None else {}
+                if digest not in brought:
+                    _log.error("the store has no circuit %s, which %s names", digest.hex(), event.job)
+                    return None
+                self.circuits.put(digest, brought[digest])
+        circuits = self._circuits_in_memory(event.session, row.digests, row.new_digests, row.program)
+        return None if circuits is None else (row, circuits)
 
     def _finished(self, event: RunFinished) -> None:
         if self.running.get(event.device) == (event.job, event.attempt):

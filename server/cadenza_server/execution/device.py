@@ -43,6 +43,9 @@ BACK_OFF_SECONDS: Final = (0.0, 0.2, 1.0, 5.0, 15.0, 30.0)
 WORKER_MODULE: Final = "cadenza_server.execution.worker"
 """What a worker process runs."""
 
+DISCONNECTED_SECONDS_MAX: Final = 1.0
+"""A worker whose socket has closed is dying, and how says why; one that has not died by then is killed."""
+
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 
 _log = logging.getLogger(__name__)
@@ -285,7 +288,8 @@ class Device:
             return
         self._is_ready = ready
         if self._called:
-            self._get_loop().call_soon(self._ready, self.name, ready)
+            # what is so by then: it may change again before
+            self._get_loop().call_soon(lambda: self._ready(self.name, self._is_ready))
         else:
             self._ready(self.name, ready)
 
@@ -313,10 +317,10 @@ class Device:
             return
         run = self._run
         if not worker.is_warm:
-            _log.error("device %s: a worker ended before it was ready: %s", self.name, _describe_exit(code))
+            _log.error("device %s: a worker ended before it was ready: %s", self.name, worker.describe_exit(code))
             self._fail()
         elif not worker.killed:
-            _log.warning("device %s: a worker was lost: %s", self.name, _describe_exit(code))
+            _log.warning("device %s: a worker was lost: %s", self.name, worker.describe_exit(code))
         if run is not None and run.worker is worker and run.hold is None:
             self._finish(
                 run,
@@ -325,7 +329,7 @@ class Device:
                     job=run.assignment.job,
                     attempt=run.assignment.attempt,
                     outcome=RunOutcome.WORKER_LOST,
-                    detail=f"the worker was lost: {_describe_exit(code)}",
+                    detail=f"the worker was lost: {worker.describe_exit(code)}",
                 ),
             )
 
@@ -333,7 +337,7 @@ class Device:
         """A worker's socket has closed: it will do nothing more. How it ended is known when its process has."""
         if self._stopping:
             return
-        worker.end()
+        worker.end_soon()
         self._lose(worker)
 
     def _fail(self) -> None:
@@ -365,6 +369,8 @@ class _Worker(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._watching: asyncio.Task[None] | None = None
         self._patience: asyncio.TimerHandle | None = None
+        self._fate = ""
+        """Why it was killed by us, if it was."""
 
     def watch(self) -> None:
         """Wait for the end of the process."""
@@ -387,7 +393,7 @@ class _Worker(asyncio.Protocol):
     def _lose_patience(self) -> None:
         if not self.is_warm:
             _log.error("device %s: a worker was not ready within %g s", self._device.name, START_SECONDS_MAX)
-            self.end()
+            self._end(f"it was not ready within {START_SECONDS_MAX:g} s")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -401,6 +407,7 @@ class _Worker(asyncio.Protocol):
                 self._take(frame)
         except FrameError as error:
             _log.error("device %s: a worker sent garbage and is killed: %s", self._device.name, error)
+            self._end(f"it sent garbage ({error})")
             if self._transport is not None:
                 self._transport.abort()
 
@@ -424,14 +431,25 @@ class _Worker(asyncio.Protocol):
     def kill(self) -> None:
         """End the process now; nothing that it still says counts."""
         self.killed = True
-        self.end()
+        self._end("it was stopped")
 
-    def end(self) -> None:
-        """End the process if it has not ended."""
+    def end_soon(self) -> None:
+        """End the process if it does not end by itself: its socket has closed."""
+        if self._patience is not None:
+            self._patience.cancel()
         if self.process is not None and self.process.returncode is None:
+            self._patience = self._loop.call_later(DISCONNECTED_SECONDS_MAX, self._end, "it closed its connection")
+
+    def _end(self, fate: str) -> None:
+        if self.process is not None and self.process.returncode is None:
+            self._fate = self._fate or fate
             # not process.kill(): it looks whether the process has ended, and takes its exit code from the loop
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGKILL)
+
+    def describe_exit(self, code: int) -> str:
+        """How it ended, for people."""
+        return f"{self._fate}, and was killed" if self._fate else _describe_exit(code)
 
 
 def _describe_exit(code: int) -> str:
