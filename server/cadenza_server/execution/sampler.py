@@ -4,6 +4,7 @@ Same results as qiskit_aer's SamplerV2 with the same seed, as long as the job ha
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -113,9 +114,8 @@ def _unpack(memories: list[list[str]], num_clbits: int) -> tuple[NDArray[np.uint
     mask = (1 << num_clbits) - 1
     data = b"".join((int(outcome, 16) & mask).to_bytes(size, "big") for outcome in places)
     rows = np.frombuffer(data, np.uint8).reshape(-1, size)
-    place_of = places.__getitem__
-    count = sum(map(len, memories))
-    return rows, np.fromiter((place_of(outcome) for memory in memories for outcome in memory), np.intp, count)
+    shots = chain.from_iterable(memories)
+    return rows, np.fromiter(map(places.__getitem__, shots), np.intp, sum(map(len, memories)))
 
 
 def _take(rows: NDArray[np.uint8], register: _Register) -> NDArray[np.uint8]:

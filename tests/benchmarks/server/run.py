@@ -34,6 +34,7 @@ HEADING = "## Server: calls, latency, gap"
 USER = (("cadenza-user", "bench"),)
 CALLERS = 16
 SHOTS = 1_000
+BLOCK = 25
 
 
 @contextmanager
@@ -162,33 +163,47 @@ def raw_rows(folder: Path, size: int, seconds: float) -> float:
 
 
 def measure_latency(address: str, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds from a client's circuit to its counts: in a session, and by Aer alone in this process."""
+    """Milliseconds from a client's circuit to its counts: in a session, and by Aer alone in this process.
+
+    They take turns in blocks, as Aer's threads go on spinning for a while after each of its runs in this process.
+    """
     found: dict[str, list[float]] = {"session job": [], "Aer alone": []}
     simulator = AerSimulator()
     circuit = ghz()
     service = CadenzaService(address, user="bench")
     with Session(service.backend("sim")) as session:
         sampler = SamplerV2(mode=session)
-        for number in range(rounds + 20):
-            begin = time.perf_counter()
-            counts = sampler.run([circuit], shots=SHOTS).result()[0].data.meas.get_counts()
-            middle = time.perf_counter()
-            simulator.run(circuit, shots=SHOTS).result().get_counts()
-            end = time.perf_counter()
-            assert sum(counts.values()) == SHOTS
-            if number >= 20:
-                found["session job"].append((middle - begin) * 1e3)
-                found["Aer alone"].append((end - middle) * 1e3)
+        for block in range(rounds // BLOCK + 1):
+            sessions, alone = [], []
+            for _ in range(BLOCK):
+                begin = time.perf_counter()
+                counts = sampler.run([circuit], shots=SHOTS).result()[0].data.meas.get_counts()
+                sessions.append((time.perf_counter() - begin) * 1e3)
+                assert sum(counts.values()) == SHOTS
+            for _ in range(BLOCK):
+                begin = time.perf_counter()
+                simulator.run(circuit, shots=SHOTS).result().get_counts()
+                alone.append((time.perf_counter() - begin) * 1e3)
+            if block:
+                found["session job"] += sessions
+                found["Aer alone"] += alone
     return found
 
 
-async def measure_gaps(addresses: dict[str, str], count: int) -> list[float]:
+def measure_gaps(addresses: dict[str, str], count: int) -> list[float]:
     """Milliseconds that the worker stood idle between one session job and the next, which is queued.
 
     Measured by the worker itself (see timed_worker.py), from having the outcome of a run to having the next run: what
     is not the worker's own parsing, transpiling and executing counts, and nothing that the server does is left out.
     """
-    async with grpc.aio.insecure_channel(addresses["cadenza"]) as channel:
+    asyncio.run(run_in_a_session(addresses["cadenza"], count))
+    # The first of them came to a device that had nothing to do.
+    return [int(line) / 1e6 for line in Path(addresses["idle"]).read_text().split()][1 - count :]
+
+
+async def run_in_a_session(address: str, count: int) -> None:
+    """Queue so many jobs at once, and wait until they have run."""
+    async with grpc.aio.insecure_channel(address) as channel:
         sessions = session_service_pb2_grpc.SessionServiceStub(channel)
         jobs = job_service_pb2_grpc.JobServiceStub(channel)
         request = session_service_pb2.CreateSessionRequest(device="sim")
@@ -199,8 +214,6 @@ async def measure_gaps(addresses: dict[str, str], count: int) -> list[float]:
             pass
         close = session_service_pb2.CloseSessionRequest(session_id=session)
         await sessions.CloseSession(close, metadata=USER)
-    # The first of them came to a device that had nothing to do.
-    return [int(line) / 1e6 for line in Path(addresses["idle"]).read_text().split()][1 - count :]
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -216,7 +229,7 @@ def report(rounds: int, seconds: float, latencies: int, gaps: int) -> str:
         with serving(folder / "data") as addresses:
             asyncio.run(hold(addresses["cadenza"]))
             latency = measure_latency(addresses["cadenza"], latencies)
-            gap = asyncio.run(measure_gaps(addresses, gaps))
+            gap = measure_gaps(addresses, gaps)
             calls = asyncio.run(measure_calls(addresses, rounds, seconds))
     median = {name: statistics.median(values) for name, values in {**calls, **latency}.items()}
     disk = statistics.median(sync)

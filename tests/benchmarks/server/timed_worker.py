@@ -1,4 +1,4 @@
-"""A worker that writes down how long it stood idle: what `cadenza_server.execution.worker` is, and a clock at its socket.
+"""A worker that writes down how long it stood idle: `cadenza_server.execution.worker` with a clock at its socket.
 
 For each run a line of nanoseconds goes to the file that CADENZA_BENCH_IDLE names: from the moment at which the worker
 had the outcome of its run before in its hands, to send it, to the moment at which it had the next one to work on.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from cadenza_server.app import Server
+from cadenza_server.app import Server, tune_process
 from cadenza_server.config import parse_config
 from cadenza_server.execution import device
 
@@ -43,6 +43,7 @@ async def main(data_dir: Path) -> None:
     bare.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", {"Echo": handler}),))
     port = bare.add_insecure_port("127.0.0.1:0")
     await bare.start()
+    tune_process()
     print(json.dumps({"cadenza": str(address), "echo": f"127.0.0.1:{port}", "idle": str(idle)}), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await bare.stop(None)
