@@ -88,7 +88,7 @@ class Workers:
     def take_ends(self, now: int) -> list[Command]:
         """Report the runs that end now."""
         reports: list[Command] = []
-        while self.next_end() == now:
+        while (end := self.next_end()) is not None and end <= now:
             _, device, job, attempt, outcome = heapq.heappop(self.ends)
             reports.append(RunEnded(device=device, job=job, attempt=attempt, outcome=outcome))
         return reports
@@ -144,7 +144,7 @@ class Play:
             return False
         asked = self.service.asked
         commands = self.workers.take_ends(now)
-        while self.position < len(asked) and asked[self.position][0] == now:
+        while self.position < len(asked) and asked[self.position][0] <= now:
             commands.append(asked[self.position][1])
             self.position += 1
         self.apply(commands, now)

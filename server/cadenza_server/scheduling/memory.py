@@ -89,7 +89,7 @@ def session_record(session: Session) -> SessionRecord:
         mode=session.mode,
         max_time=session.max_time,
         interactive_ttl=session.interactive_ttl,
-        reservation=None if session.reservation is None else session.reservation.name,
+        reservation=session.bound_to,
         state=session.state,
         active=session.active,
         reason=session.reason,
@@ -192,6 +192,7 @@ class Restoration:
             max_time=record.max_time,
             interactive_ttl=record.interactive_ttl,
             reservation=None if record.reservation is None else ledger.reservations.get(record.reservation),
+            bound_to=record.reservation,
             handle=-1 if closed else ledger.queue.add_session(device.handle, node.handle, batch),
         )
         session.state = record.state

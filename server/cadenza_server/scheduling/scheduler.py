@@ -335,6 +335,7 @@ class Scheduler:
                 max_time=settings.max_time if command.max_time is None else min(command.max_time, settings.max_time),
                 interactive_ttl=ttl if command.interactive_ttl is None else min(command.interactive_ttl, ttl),
                 reservation=reservation,
+                bound_to=command.reservation,
                 handle=ledger.queue.add_session(device.handle, node.handle, batch),
             )
         )

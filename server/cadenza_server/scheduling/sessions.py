@@ -98,6 +98,7 @@ _ENDING_REASON: Final[Mapping[Ending, CloseReason]] = {
 class Session:
     """One session. Times and lengths are nanoseconds.
 
+    `bound_to`: the name of its reservation; after a restart that is all that is left of one that has ended.
     `queued`: its queued jobs by name, also those that an expiry has released. `running`: its job that is on the device.
     `reason`: what it closed with; while it drains, what it will close with. `fate`: why a job fails that comes back to
     its queue now; None: it is queued again. `released`: what was queued at its expiry became fair-share jobs;
@@ -106,6 +107,7 @@ class Session:
 
     __slots__ = (
         "batch",
+        "bound_to",
         "cache_deadline",
         "device",
         "expires_at",
@@ -140,6 +142,7 @@ class Session:
         max_time: int,
         interactive_ttl: int,
         reservation: "Reservation | None",
+        bound_to: str | None,
         handle: int,
     ) -> None:
         self.name: Final = name
@@ -150,6 +153,7 @@ class Session:
         self.max_time: Final = max_time
         self.interactive_ttl: Final = interactive_ttl
         self.reservation: Final = reservation
+        self.bound_to: Final = bound_to
         self.handle: Final = handle
         self.state = SessionState.OPEN
         self.reason: CloseReason | None = None

@@ -121,7 +121,7 @@ def view_session(session: Session) -> SessionView:
         running=None if session.running is None else session.running.name,
         max_time=session.max_time,
         interactive_ttl=session.interactive_ttl,
-        reservation=None if session.reservation is None else session.reservation.name,
+        reservation=session.bound_to,
         expires_at=session.expires_at,
         idle_due=None if session.idle is None else session.idle.due,
         unused_due=None if session.unused is None else session.unused.due,
