@@ -85,19 +85,16 @@ cdef struct Extra:        # 20 bytes: an entry beside the node's own; its index 
     uint32_t node
 
 
-cdef struct Node:         # 48 bytes: an account or a user
+cdef struct Node:         # 64 bytes, a line: an account or a user
     double settled        # times 2**-State.exponent
+    double flight         # charges in flight, times 2**-State.exponent
     double shares
+    uint64_t key          # (settled + flight) / shares as an integer of the same order, as in its slots
     uint32_t parent
-    uint32_t flight       # Flight, or 0: nothing in flight
+    uint32_t runs         # in flight
+    Entry entry           # the entry with the index of the node
     uint8_t depth
     uint8_t flags
-    Entry entry           # the entry with the index of the node
-
-
-cdef struct Flight:       # a node's charges in flight
-    double amount         # times 2**-State.exponent
-    uint32_t runs
 
 
 cdef struct Block:        # WIDE_SIZE bytes, seven lines; in a narrow tree NARROW_SIZE, five: it ends before `usage`
@@ -168,17 +165,14 @@ cdef struct State:
     uint32_t queued
     uint32_t picked       # the fair-share job of the latest pick while nothing has changed since, or 0
     uint32_t picked_entry # its user's entry
-    # A start changes usage, and so does the end of its run. What the start moves waits until something else is asked or
-    # changed; if that is the end of the run, all moves once.
+    # The usage of a node and of those above has changed, and their slots are yet to be moved: `settle`.
     bint pending
-    uint32_t pending_user
-    uint32_t pending_entry    # whose first candidate has gone, or NO_ENTRY
+    uint32_t pending_node
+    uint32_t pending_entry    # whose first candidate has gone, too, or NO_ENTRY
     uint32_t pending_device   # of pending_entry, or NO_DEVICE
     Before pending_before
-    uint64_t pending_keys[DEPTH_MAX]
     Pool jobs
     Pool nodes
-    Pool flights
     Pool extras
     Pool wide
     Pool narrow

@@ -11,26 +11,40 @@ The law of this file; every function may rely on it and leaves it behind true:
    smallest other job is smaller: it counts only where less time is left than the first job takes. So a user has a
    candidate that takes no longer than `left` exactly if the least estimate of its tree is no more than `left`.
 3. The tree of children of an account holds one slot an entry below it, ordered by (usage / shares, seq of the child's
-   pick without restrictions), and each slot the least estimate of the child's candidates. Usage moves only in `price`,
-   candidates only between `begin` and `lift`; both move the slots, up to the root.
+   pick without restrictions), and each slot the least estimate of the child's candidates. The slots of a node have the
+   usage `Node.key`. Candidates change only between `begin` and `lift`, usage only after `usage_begin`, and `settle`
+   moves the slots before anything else is asked or changed.
 4. As of `Device.clock`, CANDIDATEs of batches fit. `expire` makes that true for a later instant, through the tree of
    lapses: the first instants after which a batch's candidates change.
-5. A node's Flight exists exactly while one of its runs does.
+5. Nothing is in flight, exactly 0, for a node without runs.
 """
 
 from cpython.exc cimport PyErr_NoMemory
 from libc.math cimport exp2, expm1, isfinite, ldexp, log
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport abort, free, malloc, qsort, realloc
-from libc.string cimport memcpy, memmove, memset
-
-cdef extern from "<stdlib.h>" nogil:
-    void *aligned_alloc(size_t alignment, size_t size)
+from libc.string cimport memcpy, memset
 
 cdef extern from *:
     """
     #include <math.h>
     #include <stdint.h>
+    #include <stdlib.h>
+    #if defined(__linux__)
+    #include <sys/mman.h>
+    #endif
+    #define CADENZA_PAGE ((size_t)2 << 20)
+    /* A chunk of a pool: only touched pages take memory. Where the system can, pages are huge, so that a visit to any
+       record needs no walk through page tables, but for the first of the first chunk: a small queue stays small. */
+    static void *cadenza_chunk(size_t size, int first) {
+        size = (size + CADENZA_PAGE - 1) / CADENZA_PAGE * CADENZA_PAGE;
+        char *chunk = (char *)aligned_alloc(CADENZA_PAGE, size);
+    #if defined(MADV_HUGEPAGE)
+        size_t small = first ? CADENZA_PAGE : 0;
+        if (chunk && size > small) (void)madvise(chunk + small, size - small, MADV_HUGEPAGE);
+    #endif
+        return chunk;
+    }
     #if defined(__GNUC__) || defined(__clang__)
     #define cadenza_prefetch(line) __builtin_prefetch(line)
     #else
@@ -54,15 +68,16 @@ cdef extern from *:
     """
     double cadenza_fraction(int64_t a, int64_t b) noexcept nogil
     void cadenza_prefetch(const char *line) noexcept nogil
+    void *cadenza_chunk(size_t size, int first) noexcept nogil
 
 cdef enum:
-    JOB_SHIFT = 12
-    NODE_SHIFT = 12
-    FLIGHT_SHIFT = 8
-    EXTRA_SHIFT = 10
-    BLOCK_SHIFT = 7
+    JOB_SHIFT = 18            # chunks of some megabytes: room for huge pages
+    NODE_SHIFT = 17
+    EXTRA_SHIFT = 17
+    BLOCK_SHIFT = 13
     SESSION_SHIFT = 8
-    DEVICE_SHIFT = 4          # (a chunk of any pool is a multiple of LINE)
+    DEVICE_SHIFT = 4
+    AHEAD = 6                 # children of the root whose way is fetched before they are picked
     BLOCKS_KEPT = 40          # free blocks that a change of one device may need
     MERGE_BELOW = 5           # a block with fewer slots looks for a neighbour to merge with
     MERGED_MAX = 12           # slots in a merged block: room is left for the next ones
@@ -116,10 +131,9 @@ cdef bint pool_grow(Pool *p) noexcept nogil:
             return False
         p.chunks = chunks
         p.chunk_max = chunk_max
-    chunk = <char *>aligned_alloc(LINE, <size_t>p.record_size << p.shift)
+    chunk = <char *>cadenza_chunk(<size_t>p.record_size << p.shift, p.chunk_count == 0)
     if chunk == NULL:
         return False
-    memset(chunk, 0, <size_t>p.record_size << p.shift)
     p.chunks[p.chunk_count] = chunk
     p.chunk_count += 1
     return True
@@ -167,7 +181,8 @@ cdef inline void pool_give(Pool *p, uint32_t i) noexcept nogil:
 
 
 cdef uint64_t pool_bytes(Pool *p) noexcept nogil:
-    return (<uint64_t>p.chunk_count << p.shift) * p.record_size + p.chunk_max * sizeof(char *)
+    """What has been touched; the rest of a chunk is but addresses."""
+    return <uint64_t>p.used * p.record_size + p.chunk_max * sizeof(char *)
 
 
 cdef inline Job *job_at(State *q, uint32_t i) noexcept nogil:
@@ -176,10 +191,6 @@ cdef inline Job *job_at(State *q, uint32_t i) noexcept nogil:
 
 cdef inline Node *node_at(State *q, uint32_t i) noexcept nogil:
     return <Node *>q.nodes.chunks[i >> NODE_SHIFT] + (i & ((1 << NODE_SHIFT) - 1))
-
-
-cdef inline Flight *flight_at(State *q, uint32_t i) noexcept nogil:
-    return <Flight *>q.flights.chunks[i >> FLIGHT_SHIFT] + (i & ((1 << FLIGHT_SHIFT) - 1))
 
 
 cdef inline Extra *extra_at(State *q, uint32_t i) noexcept nogil:
@@ -276,7 +287,6 @@ cdef inline void tree_seek(
     cdef int level = 0
     cdef int i
     cdef Block *b = block_at(q, wide, root)
-    fetch(b, WIDE_SIZE if wide else NARROW_SIZE)
     while b.height:
         i = block_find(b, wide, 1, usage, order + 1) - 1
         path.block[level] = root
@@ -303,13 +313,18 @@ cdef inline void tree_renew(State *q, bint wide, Path *path, int level) noexcept
         block_estimate(above, path.slot[level], least)
 
 
-cdef inline void block_shift(Block *b, bint wide, int to, int first, int count) noexcept nogil:
-    """Move `count` slots from `first` to `to`, within the block."""
-    memmove(&b.order[to], &b.order[first], count * sizeof(uint64_t))
-    memmove(&b.estimate[to], &b.estimate[first], count * sizeof(int64_t))
-    memmove(&b.ref[to], &b.ref[first], count * sizeof(uint32_t))
-    if wide:
-        memmove(&b.usage[to], &b.usage[first], count * sizeof(uint64_t))
+cdef inline void block_shift(Block *b, bint wide, int first, int end, int by) noexcept nogil:
+    """Move the slots [first, end) within the block by one: `by` is 1 or -1."""
+    cdef int i = end - 1 if by > 0 else first
+    cdef int count = end - first
+    while count > 0:
+        b.order[i + by] = b.order[i]
+        b.estimate[i + by] = b.estimate[i]
+        b.ref[i + by] = b.ref[i]
+        if wide:
+            b.usage[i + by] = b.usage[i]
+        i -= by
+        count -= 1
 
 
 cdef inline void block_copy(Block *to, bint wide, int at, Block *source, int first, int count) noexcept nogil:
@@ -334,7 +349,7 @@ cdef inline void block_open(
     Block *b, bint wide, int i, uint64_t usage, uint64_t order, int64_t estimate, uint32_t ref
 ) noexcept nogil:
     """Put a slot in at i."""
-    block_shift(b, wide, i + 1, i, b.count - i)
+    block_shift(b, wide, i, b.count, 1)
     block_set(b, wide, i, usage, order, estimate, ref)
     b.count += 1
     if estimate < b.least:
@@ -344,8 +359,8 @@ cdef inline void block_open(
 cdef inline void block_close(Block *b, bint wide, int i) noexcept nogil:
     """Take slot i out."""
     cdef int64_t estimate = b.estimate[i]
+    block_shift(b, wide, i + 1, b.count, -1)
     b.count -= 1
-    block_shift(b, wide, i, i + 1, b.count - i)
     if estimate == b.least:
         block_renew(b)
 
@@ -444,7 +459,8 @@ cdef void tree_close(State *q, bint wide, uint32_t *root, Path *path) noexcept n
             i = at
             level -= 1
             continue
-        if b.count < MERGE_BELOW and above.count > 1:
+        # (A first block is left alone: jobs leave from the front, and so it goes by itself.)
+        if b.count < MERGE_BELOW and at:
             other = at + 1 if at + 1 < above.count else at - 1
             if block_at(q, wide, above.ref[other]).count + b.count <= MERGED_MAX:
                 if other < at:
@@ -495,9 +511,9 @@ cdef void tree_move(
     if (to > 0 and to < b.count) or path.last == 0:
         if to > i:
             to -= 1
-            block_shift(b, True, i, i + 1, to - i)
+            block_shift(b, True, i + 1, to + 1, -1)
         elif to < i:
-            block_shift(b, True, to + 1, to, i - to)
+            block_shift(b, True, to, i, 1)
         block_set(b, True, to, usage, order, estimate, ref)
         tree_renew(q, True, &path, path.last)
         return
@@ -528,13 +544,20 @@ cdef inline Block *tree_first(State *q, bint wide, uint32_t root) noexcept nogil
     return b
 
 
+cdef inline Block *tree_start(State *q, bint wide, uint32_t root, uint32_t *after) noexcept nogil:
+    """The first leaf of the tree and the one after it, or 0."""
+    cdef Block *b = block_at(q, wide, root)
+    after[0] = 0
+    while b.height:
+        after[0] = b.ref[1] if b.count > 1 else (block_at(q, wide, after[0]).ref[0] if after[0] else 0)
+        b = block_at(q, wide, b.ref[0])
+    return b
+
+
 cdef uint32_t tree_second(State *q, bint wide, uint32_t root) noexcept nogil:
     """The reference of the second slot of the tree, or 0."""
-    cdef Block *b = block_at(q, wide, root)
-    cdef uint32_t after = 0  # the block right of the way down
-    while b.height:
-        after = b.ref[1] if b.count > 1 else (block_at(q, wide, after).ref[0] if after else 0)
-        b = block_at(q, wide, b.ref[0])
+    cdef uint32_t after
+    cdef Block *b = tree_start(q, wide, root, &after)
     if b.count > 1:
         return b.ref[1]
     return block_at(q, wide, after).ref[0] if after else 0
@@ -614,15 +637,13 @@ cdef uint32_t tree_front_from(State *q, uint32_t root, uint64_t *key) noexcept n
 
 # --- usage ------------------------------------------------------------------------------------------------------------
 
-cdef inline double usage_per_share(State *q, Node *n) noexcept nogil:
-    if n.flight:
-        return (n.settled + flight_at(q, n.flight).amount) / n.shares
-    return (n.settled + 0.0) / n.shares
+cdef inline double usage_per_share(Node *n) noexcept nogil:
+    return (n.settled + n.flight) / n.shares
 
 
-cdef inline uint64_t usage_key(State *q, Node *n) noexcept nogil:
+cdef inline uint64_t usage_key(Node *n) noexcept nogil:
     """usage_per_share as an integer of the same order. (In flight may be below zero by a rounding.)"""
-    cdef double value = usage_per_share(q, n) + 0.0  # no -0.0: equal doubles have equal keys
+    cdef double value = usage_per_share(n) + 0.0  # no -0.0: equal doubles have equal keys
     cdef uint64_t bits
     memcpy(&bits, &value, sizeof(bits))
     return ~bits if bits & SIGN else bits | SIGN
@@ -632,15 +653,13 @@ cdef int renormalise(State *q, int64_t exponents) noexcept nogil:
     cdef uint32_t i
     cdef int shift = <int>(exponents if exponents < 5000 else 5000)
     cdef Node *n
-    cdef Flight *flight
     cdef Device *d
     settle(q)
     for i in range(q.nodes.used):
         n = node_at(q, i)
         n.settled = ldexp(n.settled, -shift)
-        if n.flight:
-            flight = flight_at(q, n.flight)
-            flight.amount = ldexp(flight.amount, -shift)
+        n.flight = ldexp(n.flight, -shift)
+        n.key = usage_key(n)
     for i in range(q.devices.used):
         d = device_at(q, i)
         d.run_charge = ldexp(d.run_charge, -shift)
@@ -672,9 +691,7 @@ cdef void rebuild_from(State *q, Entry *account, uint32_t index) noexcept nogil:
             n = node_at(q, entry_node(q, b.ref[i]))
             if n.flags & FLAG_ACCOUNT:
                 rebuild(q, b.ref[i])
-            tree_insert(
-                q, True, &account.root, usage_key(q, n), entry_seq(q, child, n), entry_least(q, child, n), b.ref[i]
-            )
+            tree_insert(q, True, &account.root, n.key, entry_seq(q, child, n), entry_least(q, child, n), b.ref[i])
     pool_give(&q.wide, index)
 
 
@@ -797,14 +814,13 @@ cdef inline void begin(State *q, uint32_t index, Before *before) noexcept nogil:
         before.least = entry_least(q, e, n)
 
 
-cdef void lift(State *q, uint32_t index, Before *before, uint64_t *old_keys) noexcept nogil:
-    """Bring the slots of an entry and of those above it up to date. `old_keys`: the usage keys, by depth, that the slots
-    still have, or NULL where usage did not change. Frees entries without candidates."""
+cdef void lift(State *q, uint32_t index, Before *before, bint usage_changed) noexcept nogil:
+    """Bring the slots of an entry and of those above it up to date. Frees entries without candidates."""
     cdef Entry *e = entry_at(q, index)
     cdef Entry *up
     cdef Node *n
     cdef uint32_t up_index
-    cdef uint64_t key, old_key, seq = 0
+    cdef uint64_t key, seq = 0
     cdef int64_t least = 0
     cdef bint present
     cdef Before above
@@ -814,18 +830,19 @@ cdef void lift(State *q, uint32_t index, Before *before, uint64_t *old_keys) noe
         if present:
             seq = entry_seq(q, e, n)
             least = entry_least(q, e, n)
-        if old_keys == NULL and present and before.present and seq == before.seq and least == before.least:
-            return
-        key = usage_key(q, n)
-        old_key = old_keys[n.depth] if old_keys != NULL else key
+        if not usage_changed:
+            if present and before.present and seq == before.seq and least == before.least:
+                return
+            settle(q)
+        key = usage_key(n)
         up_index = e.up
         up = entry_at(q, up_index)
         begin(q, up_index, &above)
         if before.present and present:
-            if key != old_key or seq != before.seq or least != before.least:
-                tree_move(q, &up.root, old_key, before.seq, key, seq, least)
+            if key != n.key or seq != before.seq or least != before.least:
+                tree_move(q, &up.root, n.key, before.seq, key, seq, least)
         elif before.present:
-            tree_remove(q, True, &up.root, old_key, before.seq)
+            tree_remove(q, True, &up.root, n.key, before.seq)
         elif present:
             tree_insert(q, True, &up.root, key, seq, least, index)
         if not present:
@@ -835,18 +852,22 @@ cdef void lift(State *q, uint32_t index, Before *before, uint64_t *old_keys) noe
         e = up
 
 
-cdef inline void keys_note(State *q, uint32_t user, uint64_t *keys) noexcept nogil:
-    """The usage keys on the way up from a user, by depth."""
-    cdef Node *n = node_at(q, user)
-    while n.depth:
-        keys[n.depth] = usage_key(q, n)
-        n = node_at(q, n.parent)
+cdef inline int usage_begin(State *q, uint32_t node) noexcept nogil:
+    """The usage or the shares of a node, and the usage of those above it, are about to change. What that moves waits
+    until something else is asked or changed: all moves once."""
+    if not (q.pending and q.pending_node == node):
+        settle(q)
+        q.pending = True
+        q.pending_node = node
+        q.pending_entry = <uint32_t>NO_ENTRY
+        q.pending_device = <uint32_t>NO_DEVICE
+    return 0
 
 
-cdef void price(State *q, uint32_t user, uint64_t *old_keys, uint32_t done) noexcept nogil:
-    """Move the slots of a user and of the accounts above on every device but `done` (or NO_DEVICE), after their usage
+cdef void price(State *q, uint32_t node, uint32_t done) noexcept nogil:
+    """Move the slots of a node and of the accounts above on every device but `done` (or NO_DEVICE), after their usage
     changed. From where a device comes in, `lift` goes up to the root."""
-    cdef uint32_t index, node = user, below = <uint32_t>NO_ENTRY
+    cdef uint32_t index, below = <uint32_t>NO_ENTRY
     cdef Entry *e
     cdef Before before
     if done != <uint32_t>NO_DEVICE and q.devices.used == 1:
@@ -860,19 +881,27 @@ cdef void price(State *q, uint32_t user, uint64_t *old_keys, uint32_t done) noex
                 and (below == <uint32_t>NO_ENTRY or entry_below(q, below, e.device) == <uint32_t>NO_ENTRY)
             ):
                 begin(q, index, &before)
-                lift(q, index, &before, old_keys)
+                lift(q, index, &before, True)
             index = e.next
         below = node
         node = node_at(q, node).parent
 
 
-cdef void settle(State *q) noexcept nogil:
-    """Do what the latest start left to be done."""
+cdef void settle_now(State *q) noexcept nogil:
+    cdef Node *n = node_at(q, q.pending_node)
+    q.pending = False
+    if q.pending_entry != <uint32_t>NO_ENTRY:
+        lift(q, q.pending_entry, &q.pending_before, True)
+    price(q, q.pending_node, q.pending_device)
+    while n.depth:
+        n.key = usage_key(n)
+        n = node_at(q, n.parent)
+
+
+cdef inline void settle(State *q) noexcept nogil:
+    """Move the slots that a change of usage has left where they were."""
     if q.pending:
-        q.pending = False
-        if q.pending_entry != <uint32_t>NO_ENTRY:
-            lift(q, q.pending_entry, &q.pending_before, q.pending_keys)
-        price(q, q.pending_user, q.pending_keys, q.pending_device)
+        settle_now(q)
 
 
 # --- candidates -------------------------------------------------------------------------------------------------------
@@ -977,7 +1006,7 @@ cdef void session_stand(State *q, uint32_t session) noexcept nogil:
             s.second_job = second
             s.second_stands = True
             session_put(q, d, entry_at(q, entry), s.second, KEY_SESSION | KEY_SECOND, second)
-    lift(q, entry, &before, NULL)
+    lift(q, entry, &before, False)
 
 
 cdef int expire(State *q, uint32_t device, int64_t now) except -1 nogil:
@@ -1073,7 +1102,7 @@ cdef uint32_t choose(State *q, uint32_t index, int64_t left, Context *c) noexcep
             index = thinned if i else exempt
             found = choose(q, index, left, c) if index != <uint32_t>NO_ENTRY else 0
             if found:
-                usage = usage_key(q, node_at(q, entry_node(q, index)))
+                usage = node_at(q, entry_node(q, index)).key
                 seq = key_seq(job_at(q, found).key)
                 if best.job == 0 or usage < best.usage or (usage == best.usage and seq < best.seq):
                     best.job = found
@@ -1235,8 +1264,6 @@ cdef inline int reserve_memory(State *q) except -1 nogil:
         pool_reserve(&q.wide, blocks)
     if not pool_has(&q.narrow, BLOCKS_KEPT):
         pool_reserve(&q.narrow, BLOCKS_KEPT)
-    if not pool_has(&q.flights, DEPTH_MAX):
-        pool_reserve(&q.flights, DEPTH_MAX)
     return 0
 
 
@@ -1244,7 +1271,6 @@ cdef int queue_init(State *q, int64_t half_life) except -1 nogil:
     memset(q, 0, sizeof(State))
     pool_init(&q.jobs, sizeof(Job), JOB_SHIFT, 1)
     pool_init(&q.nodes, sizeof(Node), NODE_SHIFT, 0)
-    pool_init(&q.flights, sizeof(Flight), FLIGHT_SHIFT, 1)
     pool_init(&q.extras, sizeof(Extra), EXTRA_SHIFT, 1)
     pool_init(&q.wide, WIDE_SIZE, BLOCK_SHIFT, 1)
     pool_init(&q.narrow, NARROW_SIZE, BLOCK_SHIFT, 1)
@@ -1256,6 +1282,7 @@ cdef int queue_init(State *q, int64_t half_life) except -1 nogil:
     pool_reserve(&q.nodes, 1)
     node_take(q)
     node_at(q, 0).shares = 1.0
+    node_at(q, 0).key = usage_key(node_at(q, 0))
     node_at(q, 0).flags = FLAG_ACCOUNT
     return 0
 
@@ -1263,7 +1290,6 @@ cdef int queue_init(State *q, int64_t half_life) except -1 nogil:
 cdef void queue_free(State *q) noexcept nogil:
     pool_free(&q.jobs)
     pool_free(&q.nodes)
-    pool_free(&q.flights)
     pool_free(&q.extras)
     pool_free(&q.wide)
     pool_free(&q.narrow)
@@ -1308,14 +1334,20 @@ cdef int64_t queue_push(
     cdef Device *d
     cdef uint32_t entry, index
     cdef Before before
-    reserve(q)
+    reserve_memory(q)
     d = device_at(q, device)
     node_at(q, user).flags |= FLAG_USER
-    entry = entry_ensure(q, device, user)
-    begin(q, entry, &before)
+    entry = entry_below(q, user, device)
+    if entry == <uint32_t>NO_ENTRY:
+        settle(q)
+        entry = entry_ensure(q, device, user)
     index = job_take(q, job_key(priority, seq), estimate, FAIR_SHARE, entry)
-    candidate_insert(q, d, entry_at(q, entry), index)
-    lift(q, entry, &before, NULL)
+    if q.pending and entry == q.pending_entry:
+        candidate_insert(q, d, entry_at(q, entry), index)  # its slots are yet to be moved
+    else:
+        begin(q, entry, &before)
+        candidate_insert(q, d, entry_at(q, entry), index)
+        lift(q, entry, &before, False)
     d.fair_share_count += 1
     q.queued += 1
     return index
@@ -1357,7 +1389,7 @@ cdef int queue_remove(State *q, uint32_t job) except -1 nogil:
         d = device_at(q, entry_at(q, owner).device)
         begin(q, owner, &before)
         candidate_remove(q, d, entry_at(q, owner), job)
-        lift(q, owner, &before, NULL)
+        lift(q, owner, &before, False)
         d.fair_share_count -= 1
     elif j.kind == SESSION:
         session_job_remove(q, job)
@@ -1390,7 +1422,7 @@ cdef int queue_set_priority(State *q, uint32_t job, int priority) except -1 nogi
         candidate_remove(q, d, entry_at(q, owner), job)
         j.key = key
         candidate_insert(q, d, entry_at(q, owner), job)
-        lift(q, owner, &before, NULL)
+        lift(q, owner, &before, False)
     else:
         s = session_at(q, owner)
         session_remove(q, s, job)
@@ -1404,7 +1436,6 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
     cdef Job *j
     cdef Device *d
     cdef Node *n
-    cdef Flight *flight
     cdef Block *b = NULL
     cdef uint32_t user, device, owner, entry, picked
     cdef int64_t estimate
@@ -1448,7 +1479,6 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
     d.run_rate = charge_rate(q, now, &d.run_half_lives)
     d.run_start = now
     charge = run_cost(q, d, estimate)
-    keys_note(q, user, q.pending_keys)
     d.busy = True
     d.run_calibration = False
     d.run_user = user
@@ -1456,11 +1486,8 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
     d.run_charge = charge
     n = node_at(q, user)
     while True:
-        if n.flight == 0:
-            n.flight = pool_take(&q.flights)
-        flight = flight_at(q, n.flight)
-        flight.amount += charge
-        flight.runs += 1
+        n.flight += charge
+        n.runs += 1
         if n.depth == 0:
             break
         n = node_at(q, n.parent)
@@ -1474,7 +1501,7 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
     else:
         entry = <uint32_t>NO_ENTRY
     q.pending = True
-    q.pending_user = user
+    q.pending_node = user
     q.pending_entry = entry
     q.pending_device = device if kind == FAIR_SHARE else <uint32_t>NO_DEVICE
     job_give(q, job)
@@ -1484,56 +1511,78 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
 
 cdef int queue_end(State *q, uint32_t device, double cost) except -1 nogil:
     """The run's in-flight charge goes; `cost` is settled."""
-    cdef uint64_t old_keys[DEPTH_MAX]
-    cdef bint pending
     cdef Device *d
     cdef Node *n
-    cdef Flight *flight
     reserve_memory(q)
     d = device_at(q, device)
     d.busy = False
     if d.run_calibration:
         return 0
-    pending = q.pending and q.pending_user == d.run_user
-    if not pending:
-        settle(q)
-        keys_note(q, d.run_user, old_keys)
+    usage_begin(q, d.run_user)
     n = node_at(q, d.run_user)
     while True:
-        flight = flight_at(q, n.flight)
-        flight.runs -= 1
-        if flight.runs:
-            flight.amount -= d.run_charge
-        else:
-            pool_give(&q.flights, n.flight)
-            n.flight = 0
+        n.runs -= 1
+        n.flight = n.flight - d.run_charge if n.runs else 0.0
         n.settled += cost
         if n.depth == 0:
             break
         n = node_at(q, n.parent)
     d.run_charge = 0.0
-    if pending:
-        settle(q)
-    else:
-        price(q, d.run_user, old_keys, <uint32_t>NO_DEVICE)
     if d.active == 0 and d.inside < 0:
         pick_fetch(q, d)
     return 0
 
 
-cdef void pick_fetch(State *q, Device *d) noexcept nogil:
-    """Ask for what the next pick of a device by fair share will look at: the device is free now."""
-    cdef uint32_t index = d.root_entry
+cdef void fetch_way(State *q, uint32_t index, int hops) noexcept nogil:
+    """Ask for what stands `hops` reads further on the way from an entry to its pick."""
     cdef Entry *e = entry_at(q, index)
     cdef Block *b
-    if e.root == 0:
-        return
-    index = tree_first(q, True, e.root).ref[0]
-    if node_at(q, entry_node(q, index)).flags & FLAG_ACCOUNT:
-        b = block_at(q, True, entry_at(q, index).root)
-        while b.height:
+    cdef bint wide
+    while hops:
+        wide = (node_at(q, entry_node(q, index)).flags & FLAG_ACCOUNT) != 0
+        b = block_at(q, wide, e.root)
+        hops -= 1
+        while hops and wide and b.height:
             b = block_at(q, True, b.ref[0])
+            hops -= 1
+        if hops == 0:
+            fetch(b, WIDE_SIZE if wide else NARROW_SIZE)
+            return
+        if not wide:
+            return
+        index = b.ref[0]
+        e = entry_at(q, index)
+        hops -= 1
+    cadenza_prefetch(<const char *>e)
+
+
+cdef void pick_fetch(State *q, Device *d) noexcept nogil:
+    """Ask for what the next picks of a device by fair share will look at. Each read on the way tells where the next one
+    is, so the child of the root that comes second (the first is just about to move away) is followed to the job, the
+    one behind it a read less, and so on: when a child becomes the first, all on its way has come in, one read a run."""
+    cdef Entry *e = entry_at(q, d.root_entry)
+    cdef Node *n = node_at(q, q.pending_node)
+    cdef Block *b
+    cdef uint32_t after
+    cdef int i, at
+    if q.pending_entry != <uint32_t>NO_ENTRY and n.depth > 1:
+        # Where the user comes to stand.
+        b = block_at(q, True, entry_at(q, entry_at(q, q.pending_entry).up).root)
+        while b.height:
+            b = block_at(q, True, b.ref[block_find(b, True, 1, usage_key(n), 0) - 1])
         fetch(b, WIDE_SIZE)
+    if e.root:
+        b = tree_start(q, True, e.root, &after)
+        at = 1
+        for i in range(1, AHEAD):
+            if at >= b.count:
+                if after == 0:
+                    break
+                b = block_at(q, True, after)
+                after = 0
+                at = 0
+            fetch_way(q, b.ref[at], AHEAD - i)
+            at += 1
 
 
 cdef int queue_finish(State *q, uint32_t device, int64_t now) except -1 nogil:
@@ -1546,55 +1595,45 @@ cdef int queue_finish(State *q, uint32_t device, int64_t now) except -1 nogil:
 
 
 cdef int queue_charge(State *q, uint32_t user, int64_t start, int64_t duration) except -1 nogil:
-    cdef uint64_t old_keys[DEPTH_MAX]
     cdef double cost
-    cdef Node *n
-    reserve(q)
+    cdef Node *n = node_at(q, user)
+    reserve_memory(q)
     cost = charge_cost(q, start, duration)
-    keys_note(q, user, old_keys)
-    n = node_at(q, user)
+    usage_begin(q, user)
     n.flags |= FLAG_USER
     while True:
         n.settled += cost
         if n.depth == 0:
             break
         n = node_at(q, n.parent)
-    price(q, user, old_keys, <uint32_t>NO_DEVICE)
     return 0
 
 
 cdef int queue_double(State *q, uint32_t device) except -1 nogil:
-    cdef uint64_t old_keys[DEPTH_MAX]
-    cdef Device *d
-    cdef Node *n
+    cdef Device *d = device_at(q, device)
+    cdef Node *n = node_at(q, d.run_user)
     cdef double charge, change
-    reserve(q)
-    d = device_at(q, device)
+    reserve_memory(q)
     charge = run_cost(q, d, 2 * d.run_estimate)
+    usage_begin(q, d.run_user)
     d.run_estimate *= 2
     change = charge - d.run_charge
     d.run_charge = charge
-    keys_note(q, d.run_user, old_keys)
-    n = node_at(q, d.run_user)
     while True:
-        flight_at(q, n.flight).amount += change
+        n.flight += change
         if n.depth == 0:
             break
         n = node_at(q, n.parent)
-    price(q, d.run_user, old_keys, <uint32_t>NO_DEVICE)
     return 0
 
 
 cdef int queue_set_node(State *q, uint32_t node, double settled, double shares) except -1 nogil:
     """Usage and shares of one node alone."""
-    cdef uint64_t old_keys[DEPTH_MAX]
-    cdef Node *n
-    reserve(q)
-    keys_note(q, node, old_keys)
-    n = node_at(q, node)
+    cdef Node *n = node_at(q, node)
+    reserve_memory(q)
+    usage_begin(q, node)
     n.settled = settled
     n.shares = shares
-    price(q, node, old_keys, <uint32_t>NO_DEVICE)
     return 0
 
 
@@ -1646,7 +1685,7 @@ cdef int queue_release(State *q, uint32_t session) except -1 nogil:
     qsort(sorted_jobs, count, sizeof(Keyed), &keyed_compare)
     for index in range(count):
         candidate_insert(q, d, entry_at(q, entry), sorted_jobs[index].job)
-    lift(q, entry, &before, NULL)
+    lift(q, entry, &before, False)
     free(jobs)
     free(sorted_jobs)
     s.size = 0
@@ -1764,6 +1803,7 @@ cdef class Queue:
         n.parent = <uint32_t>parent
         n.depth = above.depth + 1
         n.shares = shares
+        n.key = usage_key(n)
         return index
 
     def set_shares(self, int64_t node, double shares):
@@ -1776,22 +1816,17 @@ cdef class Queue:
 
     def usage(self, int64_t node, int64_t now):
         cdef Node *n = self._node(node)
-        cdef double g, in_flight = 0.0
+        cdef double g
         cdef int64_t back
         check_time(now)
         g = exp2(cadenza_fraction(now % self.state.half_life, self.state.half_life))
         back = self.state.exponent - now // self.state.half_life
         back = 5000 if back > 5000 else (-5000 if back < -5000 else back)
-        if n.flight:
-            in_flight = flight_at(&self.state, n.flight).amount
-        return (ldexp(n.settled / g, <int>back), ldexp(in_flight / g, <int>back))
+        return (ldexp(n.settled / g, <int>back), ldexp(n.flight / g, <int>back))
 
     def raw_usage(self, int64_t node):
         cdef Node *n = self._node(node)
-        cdef double in_flight = 0.0
-        if n.flight:
-            in_flight = flight_at(&self.state, n.flight).amount
-        return (n.settled, in_flight, self.state.exponent)
+        return (n.settled, n.flight, self.state.exponent)
 
     def restore_usage(self, int64_t node, double settled, int64_t exponent):
         cdef Node *n = self._node(node)
@@ -1801,6 +1836,7 @@ cdef class Queue:
         if exponent < 0:
             raise ValueError(f"an exponent is not negative, not {exponent}")
         if exponent > self.state.exponent:
+            reserve(&self.state)
             renormalise(&self.state, exponent - self.state.exponent)
         back = exponent - self.state.exponent
         queue_set_node(
@@ -1808,7 +1844,7 @@ cdef class Queue:
         )
 
     def normalised_usage(self, int64_t node):
-        return usage_per_share(&self.state, self._node(node))
+        return usage_per_share(self._node(node))
 
     def charge(self, int64_t user, int64_t start, int64_t duration):
         self._user(user)
@@ -2066,7 +2102,7 @@ cdef class Queue:
     def memory_bytes(self):
         cdef State *q = &self.state
         return sizeof(State) + (
-            pool_bytes(&q.jobs) + pool_bytes(&q.nodes) + pool_bytes(&q.flights) + pool_bytes(&q.extras)
+            pool_bytes(&q.jobs) + pool_bytes(&q.nodes) + pool_bytes(&q.extras)
             + pool_bytes(&q.wide) + pool_bytes(&q.narrow) + pool_bytes(&q.sessions) + pool_bytes(&q.devices)
         )
 
