@@ -253,7 +253,7 @@ class Figures:
             "sessions": self._sessions,
             "reasons": dict(sorted(self._reasons.items())),
             "rejected": dict(sorted(Counter(each.code for each in rejected).items())),
-            "waiting": self._by_who(self._waits, 1e-9),
+            "waiting": self._by_who(self._waits, 1e9),
             "slowdown": self._by_who(self._slowdowns, 1.0),
             "devices": {
                 "all": self._device_figures(busy, calibrating, held, len(self._busy)),
@@ -276,7 +276,7 @@ class Figures:
 
     def _by_who(self, samples: "_Samples", unit: float) -> dict[str, Any]:
         values, users, classes = samples.columns()
-        values = values * unit
+        values = values / unit
         found: dict[str, Any] = {"all": _percentiles(values)}
         found["classes"] = {
             str(each): _percentiles(values[classes == i]) for i, each in enumerate(_CLASSES) if np.any(classes == i)
