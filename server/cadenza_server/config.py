@@ -31,6 +31,12 @@ from cadenza_server.tokens import TokenEntry, check_hash
 LISTEN_DEFAULT: Final = "127.0.0.1:50051"
 MEBIBYTE: Final = 1024 * 1024
 
+_COUNT_MAX: Final = 2**31 - 1
+"""What the contract's smallest integers hold."""
+_MESSAGE_BYTES_MIN: Final = 4 * 1024
+_MESSAGE_BYTES_MAX: Final = 2**30 - 1
+"""gRPC takes 2**31 - 1 at most, and the server listens to twice its limit, to refuse in its own words."""
+
 _DEVICE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _PATH_FORBIDDEN: Final = re.compile(r"[^A-Za-z0-9._@-]")
@@ -158,9 +164,16 @@ def _flag(value: object) -> bool:
 
 
 def _count(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{value!r} is no whole number of at least 1")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _COUNT_MAX:
+        raise ValueError(f"{value!r} is no whole number of at least 1, and at most {_COUNT_MAX}")
     return value
+
+
+def _message_bytes(value: object) -> int:
+    size = _count(value)
+    if not _MESSAGE_BYTES_MIN <= size <= _MESSAGE_BYTES_MAX:
+        raise ValueError(f"{value!r} is out of range: {_MESSAGE_BYTES_MIN} to {_MESSAGE_BYTES_MAX}")
+    return size
 
 
 def _integer(value: object) -> int:
@@ -283,7 +296,7 @@ _TLS: Final = (
     Key("client_ca", _text, "PEM file: clients must show a certificate that one of these signed"),
 )
 _LIMITS: Final = (
-    Key("message_bytes_max", _count, "bytes of one message, either way"),
+    Key("message_bytes_max", _message_bytes, "bytes of one message, either way"),
     Key("jobs_per_call_max", _count, "jobs in one SubmitJobs"),
     Key("pubs_per_job_max", _count, "PUBs in one job"),
     Key("shots_per_pub_max", _count, "shots of one PUB, over all its sets of parameter values"),

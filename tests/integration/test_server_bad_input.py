@@ -3,7 +3,9 @@
 What only a parser can find to be broken is accepted, and ends as EXECUTION_ERROR.
 """
 
+import base64
 import hashlib
+import json
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -359,3 +361,16 @@ def test_a_path_is_set_once_and_not_too_many_in_one_call(connect: Any, kit: Any)
             rani.shares("SetShares", share_service_pb2.SetSharesRequest(settings=settings))
         assert (refused().code, refused().metadata["field"]) == (CODES.INVALID_ARGUMENT, field)
     assert_alive(rani)
+
+
+def test_a_page_token_that_was_tampered_with_is_refused(connect: Any, kit: Any) -> None:
+    ann = connect("pages/ann")
+    for _ in range(2):
+        ann.wait(ann.submit(kit.sampler_job(device="sim")).job_id)
+    token = ann.jobs("ListJobs", job_service_pb2.ListJobsRequest(page_size=1)).next_page_token
+    query, _ = json.loads(base64.urlsafe_b64decode(token))
+    for content in (json.dumps([query, 2**63]), json.dumps([query, -1]), json.dumps([query, True]), "[" * 20_000):
+        forged = base64.urlsafe_b64encode(content.encode()).decode()
+        with kit.refusal() as refused:
+            ann.jobs("ListJobs", job_service_pb2.ListJobsRequest(page_size=1, page_token=forged))
+        assert (refused().code, refused().reason) == (CODES.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN")

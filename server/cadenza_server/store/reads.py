@@ -71,10 +71,10 @@ def read_token(kind: str, where: object, token: str, length: int) -> list[int] |
         if (
             fingerprint == _fingerprint(kind, where)
             and len(position) == length
-            and all(type(n) is int for n in position)
+            and all(type(n) is int and 0 <= n < 2**63 for n in position)
         ):
             return position
-    except ValueError:
+    except (ValueError, RecursionError):  # what a client made up may be nested as deeply as it likes
         pass
     raise Refusal(
         Code.INVALID_ARGUMENT,
