@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: auto_pickle=False, autotestdict=False, embedsignature=False
+# cython: auto_pickle=False, autotestdict=False, embedsignature=False, binding=False
 """The compiled queue. Its surface is `_queue.pyi`, its layout and contract `_queue.pxd`, its meaning `reference.py`.
 
 The law of this file; every function may rely on it and leaves it behind true:
@@ -50,6 +50,15 @@ cdef extern from *:
     #else
     #define cadenza_prefetch(line) ((void)(line))
     #endif
+    /* How many of keys[first..count) are smaller. All 15 are looked at, and no branch depends on where the key falls. */
+    static inline int cadenza_smaller(const uint64_t *keys, int first, int count, uint64_t key) {
+        int smaller = 0;
+    #if defined(__GNUC__)
+    #pragma GCC unroll 15
+    #endif
+        for (int i = 0; i < 15; i++) smaller += (keys[i] < key) & (i >= first) & (i < count);
+        return smaller;
+    }
     /* a / b for 0 <= a < b, correctly rounded (as Python divides its integers), also beyond 2**53. */
     static double cadenza_fraction(int64_t a, int64_t b) {
         const int64_t exact = (int64_t)1 << 53;
@@ -67,6 +76,7 @@ cdef extern from *:
     }
     """
     double cadenza_fraction(int64_t a, int64_t b) noexcept nogil
+    int cadenza_smaller(const uint64_t *keys, int first, int count, uint64_t key) noexcept nogil
     void cadenza_prefetch(const char *line) noexcept nogil
     void *cadenza_chunk(size_t size, int first) noexcept nogil
 
@@ -242,24 +252,15 @@ cdef struct Path:
     int last                 # the leaf's level, counted from the root
 
 
-cdef inline bint key_less(Block *b, bint wide, int i, uint64_t usage, uint64_t order) noexcept nogil:
-    """Whether the key of slot i is smaller. (Without a branch: where a key falls cannot be foretold.)"""
-    if wide:
-        return (b.usage[i] < usage) | ((b.usage[i] == usage) & (b.order[i] < order))
-    return b.order[i] < order
-
-
 cdef inline int block_find(Block *b, bint wide, int first, uint64_t usage, uint64_t order) noexcept nogil:
-    """The first slot from `first` on whose key is not smaller."""
-    cdef int rest = b.count - first
-    cdef int half
-    while rest > 1:
-        half = rest >> 1
-        first += half if key_less(b, wide, first + half - 1, usage, order) else 0
-        rest -= half
-    if rest == 1:
-        first += key_less(b, wide, first, usage, order)
-    return first
+    """The first slot from `first` (0 or 1) on whose key is not smaller."""
+    cdef int i
+    if not wide:
+        return first + cadenza_smaller(b.order, first, b.count, order)
+    i = first + cadenza_smaller(b.usage, first, b.count, usage)
+    while i < b.count and b.usage[i] == usage and b.order[i] < order:
+        i += 1
+    return i
 
 
 cdef inline void block_renew(Block *b) noexcept nogil:
