@@ -258,6 +258,7 @@ OBSERVABLES = [
     ([], [observable(("", 1.0))], "INVALID_FIELD", "observables.observables[0].terms[0].pauli"),
     ([], [observable(("ZZZ", 1.0))], "INVALID_FIELD", "observables.observables[0].terms[0].pauli"),
     ([], [observable(("ZZ", float("nan")))], "INVALID_FIELD", "observables.observables[0].terms[0].coefficient"),
+    ([], [observable(("ZZ", 1e308), ("ZZ", 1e308))], "INVALID_FIELD", "observables.observables[0].terms"),
 ]
 
 

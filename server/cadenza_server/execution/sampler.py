@@ -76,7 +76,8 @@ def run_sampler_pub(bench: Bench, index: int, pub: SamplerPub, default_shots: in
 def _prepare(bench: Bench, circuit: Any) -> _Prepared:
     if not circuit.cregs or not _measures(circuit):
         raise ProgramError(
-            "the circuit measures nothing into a classical register: add measurements, as measure_all() does"
+            "the circuit measures nothing into a classical register: add measurements, as measure_all() does (and in "
+            "OpenQASM 3 declare bit[1] c, not bit c)"
         )
     parameters = tuple(circuit.parameters)
     fitted = bench.model.fit(circuit, bench.level, strict=bench.strict)

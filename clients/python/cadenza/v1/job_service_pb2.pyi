@@ -244,7 +244,7 @@ class ListJobsRequest(_message.Message):
 
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only jobs that have all these tags."""
+        """Only jobs that have all these tags; at most 32."""
 
     @_builtins.property
     def created_from(self) -> _timestamp_pb2.Timestamp:

@@ -169,7 +169,7 @@ class ServerLimits(_message.Message):
     pubs_per_job_max: _builtins.int
     """PUBs in one job."""
     shots_per_pub_max: _builtins.int
-    """Shots of one PUB: shots times sets of parameter values."""
+    """Shots of one PUB: shots times sets of parameter values. Of an EstimatorPub: its expectation values."""
     queued_jobs_per_user_max: _builtins.int
     """Queued jobs of one user."""
     queued_jobs_max: _builtins.int

@@ -155,7 +155,7 @@ class SetSharesRequest(_message.Message):
     """
     @_builtins.property
     def settings(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShareSetting]:
-        """What to set; at least one, each path once."""
+        """What to set; at least one, at most 1,000, each path once."""
 
     def __init__(
         self,
