@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 
+import cadenza_server
 import pytest
 from cadenza_server.cli import build_app
 from cadenza_server.model.commands import CloseSession, CreateSession, SubmitJob
@@ -31,6 +32,7 @@ from cadenza_server.simulation.scenario import Scenario
 from cadenza_server.simulation.step import Step
 from cadenza_server.simulation.traffic import Traffic
 from cadenza_server.simulation.tree import parse_tree
+from cadenza_server.simulation.workload import Kind, Process
 from typer.testing import CliRunner
 
 HEAD = """name: a day
@@ -273,6 +275,15 @@ def test_a_batch_is_submitted_at_once_and_drains() -> None:
     outcome = simulate(parse_scenario(text({"sweep": GENERATORS["sweep"]})))
     assert {state for state, _ in outcome.jobs.values()} <= {"SUCCEEDED", "FAILED"}
     assert "WORKER_LOST" in {run.outcome for run in outcome.runs}
+
+
+def test_the_example_of_the_documentation_is_a_workload_with_every_kind() -> None:
+    document = Path(cadenza_server.__file__).parent / "docs" / "simulation.md"
+    scenario = parse_scenario(document.read_text().split("```yaml\n")[1].split("```")[0])
+    assert scenario.workload is not None
+    assert {each.kind for each in scenario.workload.generators} == set(Kind)
+    assert {each.process for each in scenario.workload.generators} == set(Process)
+    assert len(simulate(replace(scenario, until=50_000 * SECOND)).runs) > 100
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def run_scenario(
     looks = [(observer.next_look(), observer) for observer in observers]
     last = 0
     while True:
-        now = environment.next_end()
+        end = now = environment.next_end()
         deadline = scheduler.next_deadline()
         if deadline is not None and (now is None or deadline < now):
             now = deadline
@@ -77,7 +77,7 @@ def run_scenario(
                 look = observer.next_look()
                 looks[i] = (look, observer)
         last = now
-        commands: list[Command] = environment.take_ends(now)
+        commands: list[Command] = environment.take_ends(now) if end == now else []
         steps: Sequence[Step] = ()
         if at == now:
             ends = len(commands)
