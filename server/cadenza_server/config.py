@@ -185,7 +185,10 @@ def _integer(value: object) -> int:
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r} is no number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # TOML has integers of any length
+        raise ValueError("the number is too large") from None
 
 
 def _text_list(value: object) -> tuple[str, ...]:
@@ -204,9 +207,13 @@ def _coupling(value: object) -> str | tuple[tuple[int, int], ...]:
 
 
 def _weight(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{value!r} is no weight: write a finite number greater than 0")
-    return float(value)
+    try:
+        weight = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # TOML has integers of any length
+        weight = math.inf
+    if not (math.isfinite(weight) and weight > 0):
+        raise ValueError(f"{repr(value)[:40]} is no weight: write a finite number greater than 0")
+    return weight
 
 
 def _path_list(value: object) -> tuple[str, ...]:
