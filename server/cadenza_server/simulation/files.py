@@ -1,7 +1,9 @@
 """Scenario files for the command line: run them, print what came of them, say whether it was expected."""
 
+import gc
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from json import dumps as to_json
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -22,6 +24,19 @@ NO_SCENARIO: Final = 2
 """Exit code: a file is no scenario, or cannot be read, or the picture cannot be drawn."""
 
 
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Neither files nor simulations make cycles, and looking for some in 200,000 events takes a fifth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_collector_at_rest()
 def run_files(
     paths: Sequence[Path],
     json: bool,
@@ -72,6 +87,7 @@ def run_files(
     return code
 
 
+@_collector_at_rest()
 def compare_files(paths: Sequence[Path], json: bool, out: TextIO, err: TextIO | None = None) -> int:
     """Run scenario files and print their figures side by side, or with `json` one line a file, in the order given.
     Returns the exit code, as `run_files` does."""
