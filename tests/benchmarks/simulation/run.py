@@ -45,9 +45,7 @@ def measure(what: str, *arguments: str, out: Path) -> None:
     """Run the command, and print how long it took and the most memory that it had."""
     before = perf_counter()
     with out.open("w") as file:
-        subprocess.run(
-            [sys.executable, "-m", "cadenza_server", "simulate", *arguments], stdout=file, stderr=file, check=False
-        )
+        subprocess.run([sys.executable, "-m", "cadenza_server", "simulate", *arguments], stdout=file, check=True)
     took = perf_counter() - before
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = used.ru_utime + used.ru_stime
