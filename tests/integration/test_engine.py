@@ -789,8 +789,8 @@ def by_name(state: State) -> dict[str, Any]:
 async def play(home: Home, source: random.Random, callers: Sequence[Caller]) -> None:
     """Ask for something, or end a run, or let time pass; refusals are part of it."""
     engine = home.engine
-    sessions = list(engine._writer.recorder.sessions)
     jobs = [view.job for view in (await engine.list_jobs(JobFilter(), page_size=20)).items]
+    sessions = list(engine._writer.recorder.sessions)  # after the wait: one may end while the store is read
     caller = source.choice(callers)
     try:
         match source.randrange(12):

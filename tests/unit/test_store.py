@@ -84,11 +84,31 @@ def test_a_batch_keeps_the_order_of_what_depends_on_it_and_gathers_the_rest() ->
     batch.append("history", (2,))
     batch.add("insert", (3,))
     assert list(batch.statements()) == [
-        ("insert", [(1,), (2,)]),
-        ("update", [(1,)]),
-        ("insert", [(3,)]),
-        ("history", [(1,), (2,)]),
+        ("insert", (1,)),
+        ("insert", (2,)),
+        ("update", (1,)),
+        ("insert", (3,)),
+        ("history", (1,)),
+        ("history", (2,)),
     ]
+
+
+async def test_many_rows_of_one_insert_are_written_in_few_statements_and_all_of_them(store: Store) -> None:
+    batch = Batch()
+    for number in range(64 + 16 + 4 + 3):
+        batch.append("INSERT INTO meta (key, value) VALUES (?, ?)", (f"key {number}", number))
+    assert len(list(batch.statements())) == 1 + 1 + 1 + 3
+    await store.commit(batch)
+    assert await store.read(values) == {f"key {number}": number for number in range(87)}
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_nothing_is_on_disk_when_the_file_is_not_there_any_more(store: Store, replaced: bool) -> None:
+    store.path.unlink()
+    if replaced:
+        store.path.touch()
+    with pytest.raises(StoreError, match="was removed or replaced"):
+        await store.commit(Batch())
 
 
 async def test_readers_cannot_write(store: Store) -> None:

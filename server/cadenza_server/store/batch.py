@@ -1,6 +1,12 @@
-"""What one commit writes, collected row by row and written by the driver's `executemany`."""
+"""What one commit writes, collected row by row and written in as few statements as can be.
 
-from collections.abc import Iterator
+The driver takes Python's lock back after each row, also within an `executemany`. While the event loop computes, that
+is a wait of a switch interval a row; so rows that go into the same table are inserted by one statement of many rows.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import chain
 from typing import Final
 
 Value = str | int | float | bytes | None
@@ -82,8 +88,12 @@ PUT_DEVICE: Final = (
 PUT_META: Final = "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 
 
+WIDTHS: Final = (64, 16, 4, 1)
+"""How many rows one insert writes. Only these, as the driver keeps what it has compiled."""
+
+
 class Batch:
-    """Statements in order. Neighbours that are the same statement become one `executemany`; inserts that nothing else
+    """Statements in order. Neighbours that are the same insert become one of many rows; inserts that nothing else
     in a batch refers to (`append`) wait until its end, so that they are neighbours, too."""
 
     def __init__(self) -> None:
@@ -104,7 +114,27 @@ class Batch:
     def __bool__(self) -> bool:
         return bool(self._ordered or self._appended)
 
-    def statements(self) -> Iterator[tuple[str, list[Row]]]:
-        """All of it, in the order to execute."""
-        yield from self._ordered
-        yield from self._appended.items()
+    def statements(self) -> Iterator[tuple[str, Sequence[Value]]]:
+        """All of it, in the order to execute: statements and their values."""
+        for statement, rows in chain(self._ordered, self._appended.items()):
+            if len(rows) < WIDTHS[-2] or not _takes_many(statement):
+                for row in rows:
+                    yield statement, row
+                continue
+            begin = 0
+            for width in WIDTHS:
+                wide = _widen(statement, width)
+                while len(rows) - begin >= width:
+                    yield wide, [value for row in rows[begin : begin + width] for value in row]
+                    begin += width
+
+
+@cache
+def _takes_many(statement: str) -> bool:
+    return statement.startswith("INSERT ") and " VALUES " in statement and " ON CONFLICT " not in statement
+
+
+@cache
+def _widen(statement: str, width: int) -> str:
+    head, values, row = statement.partition(" VALUES ")
+    return head + values + ", ".join([row] * width)

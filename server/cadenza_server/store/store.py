@@ -35,6 +35,7 @@ class Store:
         self.path = data_dir / FILE_NAME
         self._lock: Lock | None = None
         self._writer: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
         self._sql: SqlEngine | None = None
         self._commit_thread: ThreadPoolExecutor | None = None
         self._read_threads: ThreadPoolExecutor | None = None
@@ -62,6 +63,7 @@ class Store:
                 self._writer.execute(f"PRAGMA {pragma}")
         except sqlite3.Error as error:
             raise StoreError(f"cannot open {self.path} ({error}): free the disk, or restore a backup") from error
+        self._file = self._identify()
         self._sql = create_engine(f"sqlite:///{self.path}", pool_size=READERS, max_overflow=0)
 
         @event.listens_for(self._sql, "connect")
@@ -100,11 +102,8 @@ class Store:
             raise StoreError("the store is closed")
         try:
             writer.execute("BEGIN IMMEDIATE")
-            for statement, rows in batch.statements():
-                if len(rows) == 1:
-                    writer.execute(statement, rows[0])
-                else:
-                    writer.executemany(statement, rows)
+            for statement, values in batch.statements():
+                writer.execute(statement, values)
             writer.execute("COMMIT")
         except (sqlite3.Error, OverflowError) as error:
             try:
@@ -113,6 +112,17 @@ class Store:
             except sqlite3.Error as second:
                 raise StoreError(f"cannot write {self.path} ({error}), nor roll back ({second})") from error
             raise StoreError(f"cannot write {self.path} ({error})") from error
+        if self._identify() != self._file:
+            # SQLite goes on writing to a file that nobody can open any more: that is no disk to be on.
+            raise StoreError(f"{self.path} was removed or replaced while the server ran: stop it and restore the file")
+
+    def _identify(self) -> tuple[int, int] | None:
+        """Which file stands at `path`; None if there is none."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """Run `query` on a reader thread, in one read transaction. Raises `StoreError`."""
