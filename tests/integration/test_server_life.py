@@ -187,6 +187,15 @@ def test_the_server_says_what_it_is(connect: Any) -> None:
     assert info.server.now.ToNanoseconds() > info.server.start_time.ToNanoseconds()
 
 
+def test_a_device_that_cannot_start_is_offline_and_others_serve(tmp_path: Path, connect: Any, kit: Any) -> None:
+    config = '[devices.good]\nkind = "aer"\n[devices.wrong]\nkind = "generic"\nbasis_gates = ["nothing"]\n'
+    with kit.running(tmp_path / "server", config) as started:
+        calls = connect("ann", address=started.address)
+        good, wrong = calls.devices("ListDevices", device_service_pb2.ListDevicesRequest()).devices
+        assert (good.state, wrong.state) == (device_pb2.DEVICE_STATE_FREE, device_pb2.DEVICE_STATE_OFFLINE)
+        assert "the server's log has the cause" in wrong.detail
+
+
 def test_devices_are_described(connect: Any) -> None:
     ann = connect("look/ann")
     devices = ann.devices("ListDevices", device_service_pb2.ListDevicesRequest()).devices

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from cadenza.arrays import bit_array_from_message
-from cadenza.v1.device_pb2 import DeviceProperties
+from cadenza.v1.device_pb2 import DEVICE_STATE_OFFLINE, DEVICE_STATE_UNSPECIFIED, DeviceProperties
 from cadenza.v1.program_pb2 import Program
 from cadenza.v1.result_pb2 import JobResult
 from cadenza_server.execution import Assignment, Device, DeviceSpec, RunReport
@@ -314,10 +314,13 @@ def test_a_worker_that_cannot_start_is_tried_again_later(
         await stand.device.start()
         assert stand.readiness == []
         assert "exited with code 3" in caplog.text
+        assert stand.device.description.state == DEVICE_STATE_OFFLINE
+        assert "did not start" in stand.device.description.detail
         monkeypatch.setattr(sys, "executable", good)
         await asyncio.wait_for(stand.changed.wait(), WAIT_SECONDS)
         stand.run(sampler(ghz(2)))
         assert counts_of(await stand.report())
+        assert stand.device.description.state == DEVICE_STATE_UNSPECIFIED
         await stand.device.stop()
 
     asyncio.run(play())

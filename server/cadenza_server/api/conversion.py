@@ -239,10 +239,18 @@ def to_settings(settings: DeviceSettings, profile: str) -> device_pb2.DeviceSett
 
 
 def fill_device(message: device_pb2.Device, view: DeviceView, *, with_properties: bool) -> None:
-    """Put what changes into a description of the device; `with_properties`: keep or replace what was measured."""
+    """Put what changes into a description of the device; `with_properties`: keep or replace what was measured.
+
+    A description that says OFFLINE, and why, is believed as long as the device is not ready.
+    """
     message.name = view.device
+    offline = message.state == device_pb2.DEVICE_STATE_OFFLINE and not view.ready
+    if not offline:
+        message.ClearField("detail")
     if view.running_job is not None:
         message.state = device_pb2.DEVICE_STATE_RUNNING
+    elif offline:
+        pass
     elif not view.ready:
         message.state = device_pb2.DEVICE_STATE_STARTING
         message.detail = "its worker is starting; jobs are accepted and wait"

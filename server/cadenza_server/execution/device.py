@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from cadenza.v1.device_pb2 import DEVICE_STATE_OFFLINE
 from cadenza.v1.device_pb2 import Device as DeviceDescription
 from google.protobuf.message import DecodeError
 
@@ -344,6 +345,12 @@ class Device:
         """A worker could not be started: try again, later each time."""
         self._failures += 1
         self._first.set()
+        if not self._is_ready:
+            self.description.state = DEVICE_STATE_OFFLINE
+            self.description.detail = (
+                f"its worker did not start, {self._failures} times in a row; jobs are accepted and wait: the server's "
+                "log has the cause, often a setting of the device"
+            )
         if self._restart is None and not self._stopping:
             delay = BACK_OFF_SECONDS[min(self._failures, len(BACK_OFF_SECONDS) - 1)]
             _log.error("device %s: %d starts failed in a row; the next in %g s", self.name, self._failures, delay)
