@@ -418,7 +418,9 @@ def _check_observables(array: ObservablesArray, qubits: int | None) -> None:
                     f"{term.coefficient} is no finite number",
                 )
         if not math.isfinite(sum(abs(term.coefficient) for term in observable.terms)):
-            raise invalid(f"observables.observables[{index}].terms", "the coefficients add up to more than a number holds")
+            raise invalid(
+                f"observables.observables[{index}].terms", "the coefficients add up to more than a number holds"
+            )
 
 
 def _broadcast(values: tuple[int, ...], observables: tuple[int, ...]) -> tuple[int, ...]:
