@@ -806,8 +806,10 @@ cdef void entry_drop(State *q, uint32_t index) noexcept nogil:
 
 cdef inline void begin(State *q, uint32_t index, Before *before) noexcept nogil:
     """Note what is about to change; `lift` ends it."""
-    cdef Entry *e = entry_at(q, index)
+    cdef Entry *e
     cdef Node *n
+    settle(q)
+    e = entry_at(q, index)
     before.present = e.root != 0
     if before.present:
         n = node_at(q, entry_node(q, index))

@@ -219,9 +219,7 @@ class Audit:
         if event.job_class is JobClass.CALIBRATION:
             self.calibrations.add(event.job)
             return
-        job = Queued(
-            event.job, event.user, event.device, event.seq, event.priority, event.estimate, event.first, None
-        )
+        job = Queued(event.job, event.user, event.device, event.seq, event.priority, event.estimate, event.first, None)
         for path in parents(event.user):
             self.node(path)
         self.of_job[event.job] = job

@@ -92,6 +92,5 @@ class Backlog:
     def usage(self) -> dict[str, tuple[float, float]]:
         """By path: usage now, with what is in flight, decayed, in device seconds; and shares."""
         return {
-            node.path: (node.settled + node.in_flight, node.shares)
-            for node in self.scheduler.shares_view(self.now)
+            node.path: (node.settled + node.in_flight, node.shares) for node in self.scheduler.shares_view(self.now)
         }

@@ -56,9 +56,7 @@ class Service:
 
     def scheduler(self, queue: Callable[[int], Queue] = Queue) -> Scheduler:
         """Make a scheduler for it."""
-        return Scheduler(
-            self.devices, shares=self.shares, half_life=self.half_life, remember_final=True, _queue=queue
-        )
+        return Scheduler(self.devices, shares=self.shares, half_life=self.half_life, remember_final=True, _queue=queue)
 
 
 @dataclass(frozen=True)

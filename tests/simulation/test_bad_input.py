@@ -229,7 +229,9 @@ def test_configured_length_that_is_none_is_refused(key: str, number: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "number", ["nan", "inf", "-inf", "1e400", "-1", "0", "0.0", '"nan"', "true", "[]", "9" * 400], ids=lambda number: number[:9]
+    "number",
+    ["nan", "inf", "-inf", "1e400", "-1", "0", "0.0", '"nan"', "true", "[]", "9" * 400],
+    ids=lambda number: number[:9],
 )
 def test_configured_weight_that_is_none_is_refused(number: str) -> None:
     with pytest.raises(ConfigError) as caught:

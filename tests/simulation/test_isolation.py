@@ -3,7 +3,15 @@
 import random
 
 import pytest
-from cadenza_server.model.commands import CancelJob, CancelSession, Caller, Command, SetDeviceReady, SetShares, SubmitJob
+from cadenza_server.model.commands import (
+    CancelJob,
+    CancelSession,
+    Caller,
+    Command,
+    SetDeviceReady,
+    SetShares,
+    SubmitJob,
+)
 from cadenza_server.model.events import RunStarted, SessionCreated
 from cadenza_server.scheduling import Scheduler, State
 

@@ -5,9 +5,10 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from cadenza_server.model.commands import Caller, Command, CreateReservation, CreateSession, Resumed, SubmitJob
@@ -15,7 +16,7 @@ from cadenza_server.model.events import Event, RunStarted, UsageSettled
 from cadenza_server.model.settings import RUNTIME_2023, SECOND
 from cadenza_server.scheduling import Scheduler, State
 
-from _fastqueue import Queue
+from _fastqueue import Queue, reference
 from tests.simulation.seeds import seed_of
 from tests.simulation.service import Play, play, random_service, replay, service_of_equals
 from tests.simulation.trace import trace
@@ -170,3 +171,11 @@ def test_a_closed_session_still_knows_after_a_restart_which_reservation_it_was_b
     assert state.reservations == ()
     assert [session.reservation for session in state.sessions] == ["r"]
     assert Scheduler.restore(state).state() == state
+
+
+@pytest.mark.parametrize("piece", range(4))
+def test_compiled_queue_and_its_reference_decide_alike_for_a_whole_service(piece: int) -> None:
+    """Many devices that charge the same users at one instant: what a change of usage puts off has to be done in time."""
+    for service in (random_service(seed_of(piece), jobs=80, devices=1 + piece), service_of_equals(seed_of(piece))):
+        plain = play(service, cast("Callable[[int], Queue]", reference.Queue))
+        assert play(service).instants == plain.instants
