@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import cadenza_server
+from cadenza_server.model.words import JobState, SessionState
 from cadenza_server.scheduling.jobs import JOB_TRANSITIONS
 from cadenza_server.scheduling.sessions import SESSION_TRANSITIONS
 
@@ -14,8 +15,8 @@ FILE: Final = Path(cadenza_server.__file__).parent / "docs" / "states.md"
 TEXT: Final = """# States
 
 The life cycles of jobs and sessions. The diagrams are made from the tables by which the scheduler steps
-(`scheduling/jobs.py` and `scheduling/sessions.py`); what is not drawn cannot happen. [semantics.md](semantics.md), 4 and
-5.1, says what the words mean. To make them anew: `python -m tests.documents.state_diagrams`.
+(`scheduling/jobs.py` and `scheduling/sessions.py`); what is not drawn cannot happen. [semantics.md](semantics.md), 4
+and 5.1, says what the words mean. To make them anew: `python -m tests.documents.state_diagrams`.
 
 ## Jobs
 
@@ -44,8 +45,8 @@ def diagram(transitions: Mapping[tuple[_State, _Event], _State], first: _State) 
 
 def page() -> str:
     """The whole page."""
-    jobs, sessions = (next(iter(table))[0] for table in (JOB_TRANSITIONS, SESSION_TRANSITIONS))
-    return TEXT.format(jobs=diagram(JOB_TRANSITIONS, jobs), sessions=diagram(SESSION_TRANSITIONS, sessions))
+    jobs = diagram(JOB_TRANSITIONS, JobState.QUEUED)
+    return TEXT.format(jobs=jobs, sessions=diagram(SESSION_TRANSITIONS, SessionState.OPEN))
 
 
 if __name__ == "__main__":

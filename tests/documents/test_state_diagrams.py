@@ -1,5 +1,6 @@
 """The page of state diagrams is what the transition tables give, and shows all of them."""
 
+from cadenza_server.model.words import JobState, SessionState
 from cadenza_server.scheduling.jobs import JOB_TRANSITIONS
 from cadenza_server.scheduling.sessions import SESSION_TRANSITIONS
 
@@ -23,10 +24,10 @@ def test_every_transition_is_drawn_and_nothing_else() -> None:
 
 
 def test_final_states_and_the_first_are_marked() -> None:
-    jobs = diagram(JOB_TRANSITIONS, next(iter(JOB_TRANSITIONS))[0]).splitlines()
+    jobs = diagram(JOB_TRANSITIONS, JobState.QUEUED).splitlines()
     assert "    [*] --> QUEUED" in jobs
     ends = {line.strip() for line in jobs if line.endswith("--> [*]")}
     assert ends == {"SUCCEEDED --> [*]", "FAILED --> [*]", "CANCELLED --> [*]"}
-    sessions = diagram(SESSION_TRANSITIONS, next(iter(SESSION_TRANSITIONS))[0]).splitlines()
+    sessions = diagram(SESSION_TRANSITIONS, SessionState.OPEN).splitlines()
     assert "    [*] --> OPEN" in sessions
     assert [line.strip() for line in sessions if line.endswith("--> [*]")] == ["CLOSED --> [*]"]

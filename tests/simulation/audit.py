@@ -1,7 +1,7 @@
 """An audit of what a scheduler did, from its events alone, with nothing of its own arithmetic.
 
-Usage is added up from the recorded charges with 40 digits, and every fair-share pick is held against a Fair Tree sort of
-all candidates made from scratch (semantics 3, 5.3, 6, 8). Held time is worked out from who had which device when.
+Usage is added up from the recorded charges with 40 digits, and every fair-share pick is held against a Fair Tree sort
+of all candidates made from scratch (semantics 3, 5.3, 6, 8). Held time is worked out from who had which device when.
 """
 
 from collections import Counter, defaultdict

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def test_bad_command_is_refused_and_changes_nothing(what: str) -> None:
 def test_time_that_goes_back_is_refused_and_changes_nothing(back: int) -> None:
     played = busy_scheduler(0)
     before = played.scheduler.state()
-    with pytest.raises(ValueError, match="now.* never goes back") as caught:
+    with pytest.raises(ValueError, match=r"now.* never goes back") as caught:
         played.scheduler.apply([submit()], played.now - back)
     assert is_sentence(str(caught.value))
     assert played.scheduler.state() == before
@@ -184,14 +185,14 @@ def test_time_that_goes_back_is_refused_and_changes_nothing(back: int) -> None:
 
 CONSTRUCTIONS: dict[str, Callable[[], object]] = {
     **{
-        f"shares of {shares}": lambda shares=shares: Scheduler({"q": RUNTIME_2023}, shares={"lab": shares})
+        f"shares of {shares}": partial(Scheduler, {"q": RUNTIME_2023}, shares={"lab": shares})
         for shares in (0.0, -1.0, math.nan, math.inf)
     },
     "shares of no path": lambda: Scheduler({"q": RUNTIME_2023}, shares={"": 1.0}),
     "a half-life of 0": lambda: Scheduler({"q": RUNTIME_2023}, half_life=0),
     "a negative half-life": lambda: Scheduler({"q": RUNTIME_2023}, half_life=-1),
     **{
-        f"{name} of {value}": lambda name=name, value=value: replace(RUNTIME_2023, **{name: value})
+        f"{name} of {value}": partial(replace, RUNTIME_2023, **{name: value})
         for name, value in (
             ("max_time", 0),
             ("unused_ttl", -1),

@@ -4,9 +4,9 @@ import random
 
 import pytest
 from cadenza_server.model.commands import (
+    Caller,
     CancelJob,
     CancelSession,
-    Caller,
     Command,
     SetDeviceReady,
     SetShares,
@@ -44,7 +44,7 @@ def order(state: State, device: str, added: list[Command]) -> list[RunStarted]:
     """All fair-share picks of a device at one state of usage: each run is cancelled at its start, for a charge of 0."""
     scheduler = Scheduler.restore(state)
     assert all(isinstance(answer, tuple) for answer in scheduler.apply(added, state.now).answers)
-    picked = []
+    picked: list[RunStarted] = []
     command: Command = SetDeviceReady(device=device, ready=True)
     while True:
         events = scheduler.apply([command], state.now).events

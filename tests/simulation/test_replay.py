@@ -175,7 +175,7 @@ def test_a_closed_session_still_knows_after_a_restart_which_reservation_it_was_b
 
 @pytest.mark.parametrize("piece", range(4))
 def test_compiled_queue_and_its_reference_decide_alike_for_a_whole_service(piece: int) -> None:
-    """Many devices that charge the same users at one instant: what a change of usage puts off has to be done in time."""
+    """Many devices that charge the same users at one instant: what a change of usage puts off is done in time."""
     for service in (random_service(seed_of(piece), jobs=80, devices=1 + piece), service_of_equals(seed_of(piece))):
         plain = play(service, cast("Callable[[int], Queue]", reference.Queue))
         assert play(service).instants == plain.instants
