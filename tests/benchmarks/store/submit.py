@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from cadenza_server.app import tune_process
 from cadenza_server.clock import SystemClock
 from cadenza_server.engine import DevicePlan, Engine, JobContent, ProgramKind, TimeOrderedIds
 from cadenza_server.execution.runs import Assignment, RunReport
@@ -246,6 +247,7 @@ async def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=None, help="where the stores are made")
     arguments = parser.parse_args()
+    tune_process()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         print(f"fdatasync of 4 KiB: p50 {fdatasync_us(folder):.0f} us", flush=True)
