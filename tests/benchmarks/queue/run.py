@@ -67,7 +67,7 @@ class Workload:
         accounts = [self.queue.add_node(0) for _ in range(max(10, user_count // 100))]
         self.users = [self.queue.add_node(accounts[i % len(accounts)]) for i in range(user_count)]
         chance.shuffle(self.users)
-        self.owner: dict[int, int] = {}
+        self.owner = array("I", [0]) * (size + size // 8 + 1000)  # by handle
         for seq in range(size):
             user = self.users[seq % user_count]
             self.owner[self.queue.push(0, user, seq, 0, self.estimate())] = user
@@ -88,8 +88,8 @@ class Workload:
         return took / count * 1e9, nothing / count
 
     def cycles_from_python(self, count: int) -> float:
-        """Ns a cycle, driven from Python by a caller who keeps whose job each handle is."""
-        estimates = [self.estimate() for _ in range(count)]
+        """Ns a cycle, driven from Python by a caller who keeps whose job each handle is (with the loop around it)."""
+        estimates = array("q", (self.estimate() for _ in range(count)))
         pick, start, finish, push = self.queue.pick, self.queue.start, self.queue.finish, self.queue.push
         owner, now, seq = self.owner, self.now, self.seq
         began = time.process_time()
@@ -184,7 +184,7 @@ def measure(drive: ModuleType, size: int, runs: int, count: int) -> dict[str, fl
 def work_jobs(work: Workload) -> list[int]:
     """Handles that are queued now: the queue itself says so."""
     queued = []
-    for job in list(work.owner):
+    for job in range(len(work.owner)):
         try:
             work.queue.set_priority(job, 0)
         except ValueError:
