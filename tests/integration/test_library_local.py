@@ -386,6 +386,17 @@ def test_a_private_server_that_does_not_come_up_says_why(tmp_path: Path) -> None
     assert time.monotonic() - start < PATIENCE_S
 
 
+def test_a_private_server_is_what_is_installed_whatever_the_current_folder_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "_fastqueue"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('this is the source in a clone, not what is installed')\n")
+    monkeypatch.chdir(tmp_path)
+    with private_server() as address, Client(address) as client:
+        assert client.get_server_info().caller.operator
+
+
 def test_a_private_server_ends_with_the_program_that_started_it_however_it_ends() -> None:
     program = """import sys, cadenza
 with cadenza.CadenzaService.local() as service:

@@ -24,14 +24,15 @@ _LISTENING: Final = re.compile(r"listening on (\S+:\d+)")
 
 @contextmanager
 def private_server(config: Path | str | None = None, arguments: Sequence[str] = ()) -> Iterator[str]:
-    """Start `python -m cadenza_server serve` on a free port; gives its address, and stops it at the end.
+    """Start `python -P -m cadenza_server serve` on a free port; gives its address, and stops it at the end.
 
     `config`: a TOML file; None: the defaults. `arguments`: more of the command line. Raises `ServerStartError` with
     what the server wrote to stderr if it does not come up.
     """
     with tempfile.TemporaryDirectory(prefix="cadenza-", ignore_cleanup_errors=True) as folder:
         log = Path(folder) / "stderr.txt"
-        command = [sys.executable, "-m", "cadenza_server", "serve", "--listen", "127.0.0.1:0"]
+        # What is installed runs, not what the current folder happens to hold under the same names: a clone, say.
+        command = [sys.executable, "-P", "-m", "cadenza_server", "serve", "--listen", "127.0.0.1:0"]
         # Its standard input closes when this process ends, however it ends.
         command += ["--until-stdin-closes"]
         command += ["--data-dir", str(Path(folder) / "data")]
