@@ -1,5 +1,6 @@
 """The main job, as a person runs it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ def test_the_demo_keeps_every_promise_and_draws_the_timeline(tmp_path: Path) -> 
         text=True,
         timeout=120,
         check=False,
+        # what a person has set for the lab's server is not for the demo's own
+        env={**os.environ, "CADENZA_USER": "lab/eve", "CADENZA_TOKEN": "secret", "CADENZA_TLS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("kept   ") == 4

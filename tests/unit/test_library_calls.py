@@ -37,6 +37,7 @@ from cadenza import (
     Tls,
     UnavailableError,
 )
+from cadenza._transport import Endpoint
 from cadenza.arrays import bit_array_to_message
 from cadenza.v1 import (
     device_pb2,
@@ -257,6 +258,22 @@ def test_who_calls_is_in_the_metadata(
         assert "secret" not in repr(other._transport.endpoint)
     assert script.metadata[-1]["authorization"] == "Bearer secret"
     assert "cadenza-user" not in script.metadata[-1]
+
+
+def test_the_environment_says_who_calls_and_how_it_is_encrypted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TOKEN", "TLS", "TLS_CA", "TLS_CERTIFICATE", "TLS_KEY", "TLS_SERVER_NAME"):
+        monkeypatch.delenv(f"CADENZA_{name}", raising=False)
+    monkeypatch.setenv("CADENZA_USER", "lab/bob")
+    plain = Endpoint.make(None, None, None, None)
+    assert (plain.user, plain.tls) == ("lab/bob", None)
+    assert Endpoint.make(None, "lab/ada", None, None).user == "lab/ada"
+    monkeypatch.setenv("CADENZA_TLS", "1")
+    assert Endpoint.make(None, None, None, None).tls == Tls()
+    monkeypatch.setenv("CADENZA_TLS_CA", "ca.pem")
+    monkeypatch.setenv("CADENZA_TLS_SERVER_NAME", "cadenza.test")
+    assert Endpoint.make(None, None, None, None).tls == Tls(ca="ca.pem", server_name="cadenza.test")
+    assert Endpoint.make(None, None, None, "other.pem").tls == Tls(ca="other.pem")
+    assert Endpoint.make(None, None, None, False).tls is None
 
 
 @pytest.mark.parametrize(

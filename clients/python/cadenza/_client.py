@@ -49,8 +49,9 @@ class Client:
     """A blocking client of one server. Safe to use from several threads.
 
     `target`: `HOST:PORT`; default `CADENZA_TARGET`, else `127.0.0.1:50051`. `user`: a path such as `lab/alice`, for
-    servers that trust names; default: the operating system's user name. `token`: for servers with tokens; default
-    `CADENZA_TOKEN`. `tls`: a `Tls`, a path to the CA's certificate, or True for the system's authorities.
+    servers that trust names; default `CADENZA_USER`, else the operating system's user name. `token`: for servers with
+    tokens; default `CADENZA_TOKEN`. `tls`: a `Tls`, a path to the CA's certificate, True for the system's authorities,
+    or False; default what `CADENZA_TLS`, `CADENZA_TLS_CA` and so on say, as on the command line.
     `timeout_s`: seconds that a call may take, watches and results excepted. `new_id` makes request ids.
 
     Messages are those of `cadenza.v1`. Names of enum values are given in lower case without prefix (`"queued"`).

@@ -21,7 +21,7 @@ from cadenza._requests import JobStateName, ProgramKindName
 from cadenza._reservation import Reservation, read_reservation
 from cadenza._session import Session, make_session
 from cadenza._times import Instant, Length, make_timestamp, parse_length
-from cadenza._transport import Tls
+from cadenza._transport import Tls, default_user
 from cadenza.v1.device_pb2 import DEVICE_STATE_OFFLINE
 from cadenza.v1.server_service_pb2 import GetServerInfoResponse, ServerInfo, ServerLimits
 
@@ -40,9 +40,10 @@ class CadenzaService:
     """A connection to a server.
 
     `target`: `HOST:PORT`; default `CADENZA_TARGET`, else `127.0.0.1:50051`. `user`: a path such as `lab/alice`, for
-    servers that trust names; default: the operating system's user name. `token`: for servers with tokens; default
-    `CADENZA_TOKEN`. `tls`: a `Tls`, a path to the CA's certificate, or True for the system's authorities. `client`:
-    use this one instead.
+    servers that trust names; default `CADENZA_USER`, else the operating system's user name. `token`: for servers with
+    tokens; default `CADENZA_TOKEN`. `tls`: a `Tls`, a path to the CA's certificate, True for the system's authorities,
+    or False; default what `CADENZA_TLS`, `CADENZA_TLS_CA` and so on say, as on the command line.
+    `client`: use this one instead.
 
     Nothing is sent before it is needed. All methods raise `CadenzaError`.
     """
@@ -70,7 +71,7 @@ class CadenzaService:
         """
         with (
             private_server(config) as target,
-            cls(client=Client(target, user=user, token="", tls=False)) as service,
+            cls(client=Client(target, user=user or default_user(), token="", tls=False)) as service,
         ):
             yield service
 

@@ -57,6 +57,17 @@ class Tls:
     key: Path | str | None = None
     server_name: str | None = None
 
+    @classmethod
+    def from_environment(cls) -> "Tls | None":
+        """What `CADENZA_TLS`, `..._CA`, `..._CERTIFICATE`, `..._KEY` and `..._SERVER_NAME` ask for; None: nothing."""
+        given = {
+            name: value
+            for name in ("ca", "certificate", "key", "server_name")
+            if (value := os.environ.get(f"CADENZA_TLS_{name.upper()}"))
+        }
+        wanted = os.environ.get("CADENZA_TLS", "").lower() in {"1", "true", "t", "yes", "y", "on"}
+        return cls(**given) if given or wanted else None
+
     def credentials(self) -> grpc.ChannelCredentials:
         """Read the files. Raises `OSError` if one cannot be read."""
         ca, key, certificate = (Path(f).read_bytes() if f else None for f in (self.ca, self.key, self.certificate))
@@ -106,10 +117,14 @@ class Endpoint:
     def make(
         cls, target: str | None, user: str | None, token: str | None, tls: Tls | bool | Path | str | None
     ) -> "Endpoint":
-        """Fill in what is not given: `CADENZA_TARGET`, `CADENZA_TOKEN`, the operating system's user name."""
+        """Fill in what is not given, by the variables that the command line reads, too: `CADENZA_TARGET`,
+        `CADENZA_USER` (else the operating system's user name), `CADENZA_TOKEN`, `CADENZA_TLS...`.
+        """
         target = target or os.environ.get("CADENZA_TARGET") or TARGET_DEFAULT
         token = os.environ.get("CADENZA_TOKEN") if token is None else token
-        if isinstance(tls, (str, Path)):
+        if tls is None:
+            tls = Tls.from_environment()
+        elif isinstance(tls, (str, Path)):
             tls = Tls(ca=tls)
         elif isinstance(tls, bool):
             tls = Tls() if tls else None
@@ -117,7 +132,7 @@ class Endpoint:
             if not _TOKEN.fullmatch(token):
                 raise _refuse("token", "the token has characters that no token has: a line break or a blank, perhaps")
             return cls(target, (("authorization", f"Bearer {token}"),), None, tls)
-        user = user or default_user()
+        user = user or os.environ.get("CADENZA_USER") or default_user()
         if not _USER.fullmatch(user):
             raise _refuse(
                 "user",

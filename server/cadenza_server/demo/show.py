@@ -130,7 +130,11 @@ def run_demo(picture: Path, console: Console) -> int:
 def play(service: CadenzaService, console: Console) -> Record:
     """Let ada, bob, cyd and the operator do their work, and collect the record."""
     target = service.target
-    with Client(target) as operator, CadenzaService(target, user="ada") as ada:
+    # The server is private: whatever the caller's environment says of another one is not for it.
+    with (
+        Client(target, user=service.client.user, token="", tls=False) as operator,
+        CadenzaService(target, user="ada", token="", tls=False) as ada,
+    ):
         operator.set_shares(SHARES)
         board = Board(operator, console)
         crowd = Crowd(target, DEVICE, list(SHARES))
