@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,11 @@ def test_every_client_command_has_an_example_and_the_connection_options(command:
     assert re.search(rf"Examples?:\s+cadenza {' '.join(command)}", shown)
     for option in ("--target", "--user", "--token", "--tls", "--tls-ca", "CADENZA_TARGET", "CADENZA_USER", "--json"):
         assert option in shown, option
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = run("--version")
+    assert (result.exit_code, result.output) == (0, f"cadenza {version('cadenza')}\n")
 
 
 def loaded_by(*arguments: str) -> set[str]:
@@ -163,6 +169,9 @@ def test_without_a_server_commands_say_how_to_start_one(arguments: list[str], un
         (["reserve", "aer", "--holder", "lab", "--start", "tomorrow", "--for", "1h"], "tomorrow"),
         (["calibrate", "aer", "--duration", "-3"], "--duration"),
         (["submit", "/nowhere.qasm"], "/nowhere.qasm"),
+        (["demo", "--picture", "x.gif"], ".svg, .png, .pdf"),
+        (["demo", "--picture", "/nowhere/x.png"], "there is no folder /nowhere"),
+        (["simulate", "x.yaml", "--plot", "/nowhere/x.png"], "there is no folder /nowhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -4,7 +4,7 @@ Modules import what they need inside their commands, so that `--help` and small 
 """
 
 import importlib
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 
@@ -32,15 +32,28 @@ def build_app() -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
 
     @app.callback()
-    def root() -> None:
+    def root(
+        version: Annotated[
+            bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+        ] = False,
+    ) -> None:
         pass
 
     for name in COMMANDS:
         importlib.import_module(f"cadenza_server.cli.{name}").register(app)
     return app
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"cadenza {version('cadenza')}")
+        raise typer.Exit
 
 
 def main() -> None:

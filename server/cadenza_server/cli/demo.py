@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cadenza_server.cli.connection import ended_in_one_voice
+from cadenza_server.cli.picture import check_picture
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +23,7 @@ def demo(
 
     It starts a private server, so nothing of yours is touched. Exit code 0: every promise that it checks was kept.
     """
+    check_picture("--picture", picture)
     from rich.console import Console
 
     with ended_in_one_voice():

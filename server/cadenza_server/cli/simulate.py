@@ -1,15 +1,13 @@
 """`cadenza simulate`: scenario files on a virtual clock."""
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
 from cadenza_server.cli.connection import ended_in_one_voice
 from cadenza_server.cli.failure import fail
-
-PICTURES: Final = (".svg", ".png", ".pdf")
-"""What `--plot` can write."""
+from cadenza_server.cli.picture import check_picture
 
 
 def register(app: typer.Typer) -> None:
@@ -44,8 +42,7 @@ def simulate(
     if plot is not None:
         if compare or len(files) != 1:
             fail("--plot draws one file: give one, and no --compare", 2)
-        if plot.suffix.lower() not in PICTURES:
-            fail(f"--plot {plot}: a picture's name ends in one of {', '.join(PICTURES)}", 2)
+        check_picture("--plot", plot)
     from cadenza_server.simulation import compare_files, run_files
 
     with ended_in_one_voice():
