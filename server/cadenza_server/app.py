@@ -122,7 +122,14 @@ class Server:
         await server.start()
         for name in ("", *_SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        _log.info("listening", extra={"address": str(self.address), "devices": list(self._config.devices)})
+        _log.info(
+            "listening",
+            extra={
+                "address": str(self.address),
+                "devices": list(self._config.devices),
+                "data_dir": str(self._config.data_dir),
+            },
+        )
         return self.address
 
     async def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:

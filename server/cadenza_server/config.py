@@ -520,7 +520,7 @@ def check_logging(logging: Logging, form: str | None, level: str | None) -> Logg
     given = {name: value for name, value in (("format", form), ("level", level)) if value is not None}
     changed = read.table(given, "--log", _LOGGING)
     if read.problems:
-        raise ConfigError(read.problems)
+        raise ConfigError([problem.replace("--log ", "--log-", 1) for problem in read.problems])
     return dataclasses.replace(logging, **changed)
 
 

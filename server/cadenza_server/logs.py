@@ -54,4 +54,5 @@ def set_up_logs(form: str, level: str) -> None:
     root.setLevel(level.upper())
     # gRPC's own debugging says one thing a call, and nothing about ours.
     logging.getLogger("grpc").setLevel(max(root.level, logging.INFO))
-    logging.getLogger("alembic.runtime.plugins").setLevel(max(root.level, logging.WARNING))
+    # Alembic tells each start which kind of database it has found.
+    logging.getLogger("alembic").setLevel(max(root.level, logging.WARNING))

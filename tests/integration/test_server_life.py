@@ -111,7 +111,7 @@ def test_a_data_directory_in_use_says_by_whom(tmp_path: Path, kit: Any) -> None:
         (["--listen", "0.0.0.0:0"], "listens on loopback only"),
         (["--listen", "nowhere"], "is no address"),
         (["--config", "/nonexistent.toml"], "cannot be read"),
-        (["--log-level", "loud"], "'loud' is not one of"),
+        (["--log-level", "loud"], "--log-level: 'loud' is not one of"),
         (["--log-format", "xml"], "'xml' is not one of"),
     ],
 )
