@@ -568,10 +568,14 @@ def print_config(config: Config) -> str:
     """The configuration as TOML with comments; it loads again to the same `Config`."""
     lines = ["# The effective configuration of a Cadenza server: cadenza serve --config FILE", ""]
     lines += _print_keys(_TOP, {"half_life": config.half_life})
-    server: dict[str, object] = {"listen": config.listen, "data_dir": config.data_dir}
-    if not config.tokens:
-        server["operators"] = config.operators
-    lines += _print_table("[server]", _SERVER, {**server, "insecure": config.insecure})
+    server: dict[str, object] = {"listen": config.listen, "data_dir": config.data_dir, "insecure": config.insecure}
+    named = {} if config.tokens else {"operators": config.operators}
+    if config.operators != (default_user(),):
+        server |= named
+        named = {}
+    lines += _print_table("[server]", _SERVER, server)
+    # As a comment, for with the [[tokens]] that somebody adds it would be refused.
+    lines += _comment(_print_keys(_SERVER, named))
     for token in config.tokens:
         lines += ["", *print_token(token)]
     if not config.tokens:
@@ -579,6 +583,9 @@ def print_config(config: Config) -> str:
     if config.tls:
         files = {key.name: getattr(config.tls, key.name) for key in _TLS}
         lines += _print_table("[tls]", _TLS, {name: path for name, path in files.items() if path is not None})
+    else:
+        examples = {"certificate": "server.pem", "key": "server.key", "client_ca": "clients.pem"}
+        lines += ["", "# Without [tls] nothing is encrypted.", *_comment(_print_table("[tls]", _TLS, examples)[1:])]
     for name, device in config.devices.items():
         lines += ["", f"[devices.{_show_key(name)}]"]
         lines += _align([(f"kind = {_show(device.spec.kind)}", ", ".join(KINDS))])
@@ -606,6 +613,10 @@ def _print_table(place: str, keys: tuple[Key, ...], values: Mapping[str, object]
 
 def _print_keys(keys: tuple[Key, ...], values: Mapping[str, object]) -> list[str]:
     return _align([(f"{key.name} = {key.show(values[key.name])}", key.note) for key in keys if key.name in values])
+
+
+def _comment(lines: list[str]) -> list[str]:
+    return [f"# {line}" for line in lines]
 
 
 def _align(pairs: list[tuple[str, str]]) -> list[str]:

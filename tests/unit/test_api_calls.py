@@ -113,6 +113,13 @@ async def test_without_tokens_the_name_in_the_metadata_is_trusted() -> None:
         assert await ask(channel, ("cadenza-user", "lab/ann")) == ("lab/ann", False)
 
 
+async def test_a_token_that_nobody_wants_is_told_to_be_left_out() -> None:
+    async with serving() as (_, channel):
+        with pytest.raises(grpc.aio.AioRpcError, match="leave it out") as caught:
+            await ask(channel, ("authorization", "Bearer cdz_ann"))
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
 @pytest.mark.parametrize(
     ("metadata", "expected"),
     [

@@ -117,6 +117,13 @@ def test_what_is_printed_loads_again_to_the_same(text: str) -> None:
     assert "# " in printed
 
 
+def test_what_is_printed_takes_the_tokens_that_are_pasted_below_it() -> None:
+    token = f"[[tokens]]\npath = 'lab/ada'\nhash = '{HASH}'\n"
+    config = parse_config(print_config(load_config(None)) + token, Path("/elsewhere"))
+    assert [entry.path for entry in config.tokens] == ["lab/ada"]
+    assert config.operators == ()
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -125,6 +125,13 @@ async def test_a_store_in_use_is_refused_saying_by_whom(store: Store) -> None:
     await store.read(values)
 
 
+async def test_only_their_owner_sees_the_data(tmp_path: Path) -> None:
+    store = Store(tmp_path / "data")
+    await store.open(0)
+    await store.close()
+    assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+
+
 def lock_elsewhere(data_dir: Path) -> "subprocess.Popen[str]":
     """Another process that holds the lock."""
     code = (

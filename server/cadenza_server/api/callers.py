@@ -53,6 +53,13 @@ class Callers:
         value = values[0] if values else ""
         if isinstance(value, bytes):
             value = value.decode("latin-1")
+        if not self._tokens and not value and any(key == TOKEN_KEY for key, _ in metadata or ()):
+            raise Refusal(
+                Code.UNAUTHENTICATED,
+                "MISSING_TOKEN",
+                "this server has no [[tokens]] and trusts names, so a token says nothing to it: leave it out "
+                "(CADENZA_TOKEN, too) and send the metadata `cadenza-user: PATH`, such as `lab/alice`",
+            )
         return self._by_token(value) if self._tokens else self._by_name(value)
 
     def _by_token(self, value: str) -> Caller:

@@ -52,7 +52,8 @@ class Store:
 
     def _open(self, now: int) -> None:
         try:
-            self.data_dir.mkdir(parents=True, exist_ok=True)
+            # other people's circuits and results are in it
+            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make {self.data_dir}: {error.strerror}; give another --data-dir") from error
         self._lock = Lock(self.data_dir, now)
