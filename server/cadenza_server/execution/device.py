@@ -241,6 +241,7 @@ class Device:
                 # a session of its own: Ctrl-C in the server's terminal is the server's business
                 worker.process = await asyncio.create_subprocess_exec(
                     sys.executable,
+                    "-P",  # what lies in the folder where the server was started is not for it to import
                     "-m",
                     WORKER_MODULE,
                     str(theirs.fileno()),
