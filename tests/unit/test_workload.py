@@ -552,7 +552,7 @@ def test_a_scenario_is_drawn_with_its_users_holds_windows_and_calibrations(tmp_p
         (["--plot", "x.txt"], ".svg, .png, .pdf"),
         (["--plot", "x.svg", "second.yaml"], "one file"),
         (["--plot", "x.svg", "--compare"], "no --compare"),
-        (["--plot", "nowhere/x.svg"], "cannot be written"),
+        (["--plot", "nowhere/x.svg"], "there is no folder nowhere"),
     ],
 )
 def test_a_picture_that_cannot_be_drawn_is_refused(
