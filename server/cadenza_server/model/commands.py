@@ -7,6 +7,7 @@ FAILED_PRECONDITION, in this order.
 
 from dataclasses import dataclass
 
+from cadenza_server.model.value import value
 from cadenza_server.model.words import JobClass, Pending, RunOutcome, SessionMode
 
 
@@ -18,7 +19,7 @@ class Caller:
     operator: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class SubmitJob:
     """Queue one job. A session job takes user and device from its session; if they are given they must agree."""
 
@@ -36,14 +37,14 @@ class SubmitJob:
     """`max_execution_time`; None: the device's limit, which also caps it (4)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class SubmitJobs:
     """Queue many jobs or none: the first refusal refuses all, its `field` begins with `jobs[i]`."""
 
     jobs: tuple[SubmitJob, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class SetPriority:
     """Change the priority of a queued job; it then stands where it would had it been submitted so (4)."""
 
@@ -52,7 +53,7 @@ class SetPriority:
     priority: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class CancelJob:
     """Cancel a queued or running job (4)."""
 
@@ -60,7 +61,7 @@ class CancelJob:
     caller: Caller
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class CreateSession:
     """Open a session (5). `max_time` and `interactive_ttl` are capped by the device's; None: the device's."""
 
@@ -74,7 +75,7 @@ class CreateSession:
     reservation: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class CloseSession:
     """Close a session (5.4). `pending` None: the device's `on_close`."""
 
@@ -83,7 +84,7 @@ class CloseSession:
     pending: Pending | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class CancelSession:
     """Cancel a session and its queued jobs (5.4)."""
 
@@ -91,7 +92,7 @@ class CancelSession:
     caller: Caller
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class CreateReservation:
     """Reserve a device for an account or user (8). Operators only."""
 
@@ -103,7 +104,7 @@ class CreateReservation:
     end: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class DeleteReservation:
     """Remove a reservation, or end it now if it has started (8). Operators only."""
 
@@ -111,7 +112,7 @@ class DeleteReservation:
     caller: Caller
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class SetShares:
     """Give a node of the share tree its weight from now on (6). Operators only."""
 
@@ -120,7 +121,7 @@ class SetShares:
     shares: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class RunEnded:
     """A run ended on its device. Never refused if it names the device's run; else it is a late report and ignored."""
 
@@ -130,7 +131,7 @@ class RunEnded:
     outcome: RunOutcome
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class SetDeviceReady:
     """A device's worker can take a run up, or cannot. A device that is not ready is not free (4: a run starts when the
     worker takes the job up). Devices are ready from the start unless the scheduler is told otherwise."""
@@ -139,7 +140,7 @@ class SetDeviceReady:
     ready: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class Resumed:
     """The server is back; it was down from `down_from` until now (10). The first command after a restart."""
 

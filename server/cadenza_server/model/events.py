@@ -2,9 +2,8 @@
 which things happened. Store, watchers and history are made from events alone.
 """
 
-from dataclasses import dataclass
-
 from cadenza_server.model.errors import Refusal
+from cadenza_server.model.value import value
 from cadenza_server.model.words import (
     CloseReason,
     JobClass,
@@ -17,7 +16,7 @@ from cadenza_server.model.words import (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class JobQueued:
     """A job was accepted. Also the automatic calibrations of a device (`automatic`)."""
 
@@ -37,7 +36,7 @@ class JobQueued:
     """It was submitted to an expired session: it fails if it is still queued then (5.5)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class JobPriorityChanged:
     """A queued job has another priority."""
 
@@ -45,7 +44,7 @@ class JobPriorityChanged:
     priority: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class RunnerUp:
     """What a fair-share pick was chosen over: the siblings that were compared and their u/w (6)."""
 
@@ -59,7 +58,7 @@ class RunnerUp:
     """The user below `passed` whose candidate came second."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class RunStarted:
     """A device took a job up."""
 
@@ -77,7 +76,7 @@ class RunStarted:
     runner_up: RunnerUp | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class EstimateDoubled:
     """A run outlasted its estimate (6); what it is charged in flight has doubled."""
 
@@ -86,7 +85,7 @@ class EstimateDoubled:
     estimate: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class RunFinished:
     """A run is over. The job's own fate follows as `JobEnded` or `JobRequeued`. If `outcome` is CANCELLED, the worker
     still has to be stopped."""
@@ -103,7 +102,7 @@ class RunFinished:
     """Device nanoseconds settled on the user: the run's length, or 0 (calibration, lost worker, put back)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class JobEnded:
     """One job reached a final state, from the queue or from a run."""
 
@@ -114,7 +113,7 @@ class JobEnded:
     reason: JobReason | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class JobRequeued:
     """A job is back in its place after its worker was lost, or its run was put back."""
 
@@ -125,7 +124,7 @@ class JobRequeued:
     attempts_lost: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class SessionCreated:
     """A session was opened; its state is OPEN."""
 
@@ -138,7 +137,7 @@ class SessionCreated:
     reservation: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class SessionChanged:
     """A session changed its state; `reason` with CLOSED. `expires_at` is known once it has first been active."""
 
@@ -150,7 +149,7 @@ class SessionChanged:
     accepting_jobs: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class SessionDraining:
     """A close or cancel was asked of a session that has work left, or a stronger one of a draining session; `reason` is
     what it will close with."""
@@ -159,7 +158,7 @@ class SessionDraining:
     reason: CloseReason
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class SessionJobsEnded:
     """Every job of the session that was queued (as a session job, or as what an expiry left over) ended alike: one
     event, however many."""
@@ -171,7 +170,7 @@ class SessionJobsEnded:
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class SessionJobsReleased:
     """The session expired: every queued job of it is now a fair-share job of its owner, until `cache_deadline`."""
 
@@ -181,7 +180,7 @@ class SessionJobsReleased:
     cache_deadline: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class HoldEnded:
     """A piece of time for which a dedicated session held its device idle; charged to its owner (6)."""
 
@@ -192,7 +191,7 @@ class HoldEnded:
     end: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class UsageSettled:
     """The settled usage of a user and of each account above it, after a charge: what a restart needs, bit for bit.
     Each entry is (path, settled, exponent); the value is settled * 2**exponent. The path of the root is ""."""
@@ -200,7 +199,7 @@ class UsageSettled:
     nodes: tuple[tuple[str, float, int], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class SharesChanged:
     """A node of the share tree has another weight."""
 
@@ -208,7 +207,7 @@ class SharesChanged:
     shares: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class ReservationCreated:
     """A reservation was accepted."""
 
@@ -219,7 +218,7 @@ class ReservationCreated:
     end: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class ReservationStarted:
     """A window opened."""
 
@@ -227,7 +226,7 @@ class ReservationStarted:
     device: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class ReservationEnded:
     """A window closed, or the reservation was deleted before or inside it (`deleted`)."""
 
@@ -236,7 +235,7 @@ class ReservationEnded:
     deleted: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class EpochStarted:
     """A calibration succeeded: the device has a new epoch (9)."""
 
@@ -267,7 +266,7 @@ Event = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outcome:
     """What one instant brought."""
 

@@ -171,7 +171,7 @@ class Scheduler:
         for device in ledger.devices.values():
             if device.running is None and device.ready and (answer := pick(device.handle, now)) != NOTHING:
                 self._dispatch(device, answer)
-        return Outcome(events, answers)
+        return Outcome(events=events, answers=answers)
 
     def next_deadline(self) -> int | None:
         """When the next deadline is due, in nanoseconds: call `apply([], now)` then. None: there is none."""
