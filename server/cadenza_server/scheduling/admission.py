@@ -23,11 +23,12 @@ from cadenza_server.model.errors import Code, Refusal, not_found
 from cadenza_server.model.paths import check_path, covers
 from cadenza_server.model.words import JobClass, JobState
 from cadenza_server.scheduling.calibrations import AUTOMATIC_PREFIX
-from cadenza_server.scheduling.company import Company
+from cadenza_server.scheduling.company import ALONE, Company
 from cadenza_server.scheduling.devices import Device
 from cadenza_server.scheduling.jobs import Job
 from cadenza_server.scheduling.reservations import Reservation
 from cadenza_server.scheduling.sessions import Session
+from cadenza_server.scheduling.shares import NodeKind
 
 if TYPE_CHECKING:
     from cadenza_server.scheduling.ledger import Ledger
@@ -38,6 +39,18 @@ TIME_MAX: Final = 2**62
 """Nanoseconds; the year 2116. What lies later is no time that anybody means."""
 
 
+class Target:
+    """Where a job goes: its device, its session and whose it is. `asked`: what its command said to mean that."""
+
+    __slots__ = ("asked", "device", "session", "user")
+
+    def __init__(self, asked: tuple[object, ...], device: Device, session: Session | None, user: str) -> None:
+        self.asked: Final = asked
+        self.device: Final = device
+        self.session: Final = session
+        self.user: Final = user
+
+
 class Admission:
     """The checks, one method a command. Each raises `Refusal` or returns what the command names."""
 
@@ -46,9 +59,34 @@ class Admission:
     def __init__(self, ledger: "Ledger") -> None:
         self._ledger: Final = ledger
 
-    def submit(self, command: SubmitJob, company: Company) -> tuple[Device, Session | None, str]:
-        """Return device, session and user of a new job. `company`: the jobs before it in its command."""
+    def submit(self, command: SubmitJob, company: Company, before: Target | None = None) -> Target:
+        """Return where a new job goes. `company`: the jobs before it in its command; `before`: where the last of them
+        goes, so that what both say alike is checked once."""
         ledger = self._ledger
+        asked = (command.caller, command.job_class, command.user, command.device, command.session)
+        target = before if before is not None and before.asked == asked else self._find_target(command, company, asked)
+        name = command.job
+        if not name or name.startswith(AUTOMATIC_PREFIX):
+            _refuse_field("job", f"a job needs a name, and one that does not begin with {AUTOMATIC_PREFIX!r}")
+        if command.priority:
+            _check_priority(command.priority)
+        if command.estimate is not None:
+            _check_length(command.estimate, "estimate")
+        if command.limit is not None:
+            _check_length(command.limit, "limit")
+        if name in ledger.jobs or name in ledger.ended or name in company.names:
+            _refuse_taken("job", name)
+        session = target.session
+        if target is not before and session is not None and not session.takes_jobs:
+            raise Refusal(
+                Code.FAILED_PRECONDITION,
+                "SESSION_NOT_ACCEPTING",
+                f"session {session.name!r} is {session.state} and accepts no jobs: open another one",
+                metadata={"session_id": session.name, "state": str(session.state)},
+            )
+        return target
+
+    def _find_target(self, command: SubmitJob, company: Company, asked: tuple[object, ...]) -> Target:
         caller = command.caller
         session = None if command.session is None else self._session(command.session)
         device = None if command.device is None else self.device(command.device)
@@ -85,24 +123,9 @@ class Admission:
                 field="device",
                 metadata={"device": session.device.name},
             )
-        if not command.job or command.job.startswith(AUTOMATIC_PREFIX):
-            _refuse_field("job", f"a job needs a name, and one that does not begin with {AUTOMATIC_PREFIX!r}")
         if not calibration and session is None:
-            _check_is_path(user, "user")
-            ledger.tree.check_user(user, company)
-        _check_priority(command.priority)
-        _check_length(command.estimate, "estimate")
-        _check_length(command.limit, "limit")
-        if command.job in ledger.jobs or command.job in ledger.ended or command.job in company.names:
-            _refuse_taken("job", command.job)
-        if session is not None and not session.takes_jobs:
-            raise Refusal(
-                Code.FAILED_PRECONDITION,
-                "SESSION_NOT_ACCEPTING",
-                f"session {session.name!r} is {session.state} and accepts no jobs: open another one",
-                metadata={"session_id": session.name, "state": str(session.state)},
-            )
-        return device, session, user
+            self._check_user(user, company)
+        return Target(asked, device, session, user)
 
     def set_priority(self, command: SetPriority) -> Job:
         """Return the queued job."""
@@ -132,8 +155,7 @@ class Admission:
         _check_acts_for(caller, user, "open sessions")
         if not command.session:
             _refuse_field("session", "a session needs a name")
-        _check_is_path(user, "user")
-        ledger.tree.check_user(user, Company())
+        self._check_user(user, ALONE)
         _check_length(command.max_time, "max_time")
         if command.interactive_ttl is not None and command.interactive_ttl < 0:
             _refuse_field("interactive_ttl", "interactive_ttl must not be negative")
@@ -175,7 +197,7 @@ class Admission:
         if not command.reservation:
             _refuse_field("reservation", "a reservation needs a name")
         _check_is_path(command.holder, "holder")
-        ledger.tree.check_place(command.holder, Company())
+        ledger.tree.check_place(command.holder, ALONE)
         if command.start < ledger.now:
             _refuse_field("start", "a reservation cannot start in the past: choose a later start")
         if command.end <= command.start:
@@ -212,7 +234,7 @@ class Admission:
     def shares(self, path: str, shares: float) -> None:
         """Check the weight of a path."""
         _check_is_path(path, "path")
-        self._ledger.tree.check_place(path, Company())
+        self._ledger.tree.check_place(path, ALONE)
         if not (shares > 0 and math.isfinite(shares)):
             _refuse_field("shares", f"shares must be a positive number, not {shares}")
 
@@ -227,6 +249,13 @@ class Admission:
         """Check since when the server was down."""
         if down_from > self._ledger.now:
             _refuse_field("down_from", "the server cannot have been down from a time to come")
+
+    def _check_user(self, path: str, company: Company) -> None:
+        """Refuse what cannot be a user; who is one already was checked before."""
+        node = self._ledger.tree.find(path)
+        if node is None or node.kind is not NodeKind.USER:
+            _check_is_path(path, "user")
+            self._ledger.tree.check_user(path, company)
 
     def _session(self, name: str) -> Session:
         session = self._ledger.sessions.get(name)

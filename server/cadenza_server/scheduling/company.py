@@ -15,9 +15,12 @@ class Company:
         self.users: Final[set[str]] = set()
         self.accounts: Final[set[str]] = set()
 
-    def join(self, name: str, user: str | None) -> None:
-        """Add a job that was checked; `user` None: a calibration."""
-        self.names.add(name)
-        if user is not None and user not in self.users:
+    def join(self, user: str) -> None:
+        """Add the user of a job that was checked."""
+        if user not in self.users:
             self.users.add(user)
             self.accounts.update(ancestors(user))
+
+
+ALONE: Final = Company()
+"""Of a command that is about one thing only: nobody joins it."""

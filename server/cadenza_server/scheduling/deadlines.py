@@ -33,7 +33,7 @@ class Deadline:
     def __init__(self, kind: DeadlineKind, due: int, age: tuple[int, int], owner: Any) -> None:
         self.kind: Final = kind
         self.owner: Final = owner
-        self.key: Final = (due, kind.value, age)
+        self.key: Final = (due, kind, age)
         self.position = -1
 
     @property
@@ -61,23 +61,25 @@ class Deadlines:
     def add(self, kind: DeadlineKind, due: int, age: tuple[int, int], owner: Any) -> Deadline:
         """Set a timer; keep what is returned to cancel it."""
         deadline = Deadline(kind, due, age, owner)
-        self._heap.append(deadline)
-        self._rise(len(self._heap) - 1, deadline)
+        heap = self._heap
+        heap.append(deadline)
+        self._rise(len(heap) - 1, deadline)
         if due < self.first:
             self.first = due
         return deadline
 
     def cancel(self, deadline: Deadline) -> None:
         """Take a timer that has not fired off the heap."""
+        heap = self._heap
         position = deadline.position
-        last = self._heap.pop()
+        last = heap.pop()
         if last is not deadline:
-            if position > 0 and last.key < self._heap[(position - 1) >> 1].key:
+            if position and last.key < heap[(position - 1) >> 1].key:
                 self._rise(position, last)
             else:
                 self._sink(position, last)
         deadline.position = -1
-        self.first = self._heap[0].key[0] if self._heap else NEVER
+        self.first = heap[0].key[0] if heap else NEVER
 
     def next_due(self) -> int | None:
         """When the first timer is due."""

@@ -57,14 +57,14 @@ class Ledger:
 
     def place(self, job: Job) -> None:
         """Put a job into the queue, as what it is now."""
-        session = job.session
-        if job.node is None:
+        session, node = job.session, job.node
+        if node is None:
             handle = self.queue.push_calibration(job.device.handle, job.seq)
         elif session is None:
-            handle = self.queue.push(job.device.handle, job.node.handle, job.seq, job.priority, job.estimate)
+            handle = self.queue.push(job.device.handle, node.handle, job.seq, job.priority, job.estimate)
         else:
             if session.released:
-                handle = self.queue.push(job.device.handle, job.node.handle, job.seq, job.priority, job.estimate)
+                handle = self.queue.push(job.device.handle, node.handle, job.seq, job.priority, job.estimate)
             else:
                 handle = self.queue.push_session(session.handle, job.seq, job.priority, job.estimate, job.first)
             session.queued[job.name] = job

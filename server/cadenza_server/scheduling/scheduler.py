@@ -29,9 +29,9 @@ from cadenza_server.model.errors import Refusal
 from cadenza_server.model.events import Event, JobPriorityChanged, Outcome, SharesChanged
 from cadenza_server.model.settings import HALF_LIFE_DEFAULT, DeviceSettings
 from cadenza_server.model.words import CalibrationRule, JobClass, JobReason, RunOutcome, SessionMode
-from cadenza_server.scheduling.admission import Admission
+from cadenza_server.scheduling.admission import Admission, Target
 from cadenza_server.scheduling.calibrations import Calibrations
-from cadenza_server.scheduling.company import Company
+from cadenza_server.scheduling.company import ALONE, Company
 from cadenza_server.scheduling.deadlines import DeadlineKind
 from cadenza_server.scheduling.devices import Device
 from cadenza_server.scheduling.jobs import Job, JobEvent
@@ -115,6 +115,7 @@ class Scheduler:
         for rank, (name, settings) in enumerate(sorted(devices.items())):
             outside = settings.calibration is CalibrationRule.OUTSIDE_DEDICATED
             ledger.devices[name] = Device(name, rank, ledger.queue.add_device(outside), settings)
+        self._devices: Final = tuple(ledger.devices.values())
         if _state is not None:
             restoration = Restoration(ledger, self._sessions, self._reservations, self._calibrations, self._runs)
             restoration.put_back(_state)
@@ -148,27 +149,16 @@ class Scheduler:
         events: list[Event] = []
         ledger.events = events
         answers: list[Refusal | tuple[Event, ...]] = [()] * len(commands)
-        ends: list[tuple[int, RunEnded]] = []
-        others: list[tuple[int, Command]] = []
-        for i, command in enumerate(commands):
-            if type(command) is RunEnded:
-                ends.append((i, command))
-            elif type(command) is Resumed:
-                answers[i] = self._execute(command)
-            else:
-                others.append((i, command))
-        ends.sort(key=_device_of)
-        for i, end in ends:
-            answers[i] = self._execute(end)
         deadlines = ledger.deadlines
+        for i in range(len(commands)) if len(commands) < 2 else sorted(range(len(commands)), key=_turns(commands)):
+            command = commands[i]
+            if deadlines.first <= now and type(command) not in _BEFORE_DEADLINES:
+                self._fire_due()
+            answers[i] = self._execute(command)
         if deadlines.first <= now:
             self._fire_due()
-        for i, command in others:
-            answers[i] = self._execute(command)
-            if deadlines.first <= now:
-                self._fire_due()
         pick = ledger.queue.pick
-        for device in ledger.devices.values():
+        for device in self._devices:
             if device.running is None and device.ready and (answer := pick(device.handle, now)) != NOTHING:
                 self._dispatch(device, answer)
         return Outcome(events=events, answers=answers)
@@ -255,27 +245,35 @@ class Scheduler:
     # --- commands -----------------------------------------------------------------------------------------------
 
     def _submit_job(self, command: SubmitJob) -> None:
-        self._enter_job(command, *self._admission.submit(command, Company()))
+        self._enter_job(command, self._admission.submit(command, ALONE))
 
     def _submit_jobs(self, command: SubmitJobs) -> None:
         company = Company()
-        checked = []
+        target: Target | None = None
+        targets = []
         for i, each in enumerate(command.jobs):
             try:
-                device, session, user = self._admission.submit(each, company)
+                found = self._admission.submit(each, company, target)
             except Refusal as refusal:
                 refusal.field = f"jobs[{i}]" if refusal.field is None else f"jobs[{i}].{refusal.field}"
                 raise
-            company.join(each.job, None if each.job_class is JobClass.CALIBRATION else user)
-            checked.append((each, device, session, user))
-        for each, device, session, user in checked:
-            self._enter_job(each, device, session, user)
+            company.names.add(each.job)
+            if found is not target:
+                target = found
+                if each.job_class is not JobClass.CALIBRATION:
+                    company.join(target.user)
+            targets.append(target)
+        for each, target in zip(command.jobs, targets, strict=True):
+            self._enter_job(each, target)
 
-    def _enter_job(self, command: SubmitJob, device: Device, session: Session | None, user: str) -> None:
+    def _enter_job(self, command: SubmitJob, target: Target) -> None:
         ledger = self._ledger
+        device, session, user = target.device, target.session, target.user
         settings = device.settings
-        limit = settings.limit if command.limit is None else min(command.limit, settings.limit)
-        estimate = min(settings.default_estimate if command.estimate is None else command.estimate, limit)
+        limit = settings.limit
+        if command.limit is not None and command.limit < limit:
+            limit = command.limit
+        estimate = settings.default_estimate if command.estimate is None else command.estimate
         calibration = command.job_class is JobClass.CALIBRATION
         ledger.seq += 1
         job = Job(
@@ -286,7 +284,7 @@ class Scheduler:
             device=device,
             session=session,
             priority=command.priority,
-            estimate=estimate,
+            estimate=estimate if estimate < limit else limit,
             limit=limit,
             first=session is not None and not session.has_had_job,
             automatic=False,
@@ -404,5 +402,16 @@ class Scheduler:
         return node
 
 
-def _device_of(end: tuple[int, RunEnded]) -> str:
-    return end[1].device
+_BEFORE_DEADLINES: Final = (Resumed, RunEnded)
+
+
+def _turns(commands: Sequence[Command]) -> Callable[[int], tuple[int, str]]:
+    """Return what sorts positions of commands of one instant: a restart, ends by device, the others as they came."""
+
+    def turn(position: int) -> tuple[int, str]:
+        command = commands[position]
+        if type(command) is RunEnded:
+            return 1, command.device
+        return (0, "") if type(command) is Resumed else (2, "")
+
+    return turn

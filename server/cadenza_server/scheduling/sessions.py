@@ -244,8 +244,10 @@ class Sessions:
     def job_came(self, session: Session) -> None:
         """A job was submitted: clocks that wait for one stop."""
         session.has_had_job = True
-        self._stop_unused(session)
-        self._stop_idle(session)
+        if session.unused is not None:
+            self._stop_unused(session)
+        if session.idle is not None or session.idle_left is not None:
+            self._stop_idle(session)
 
     def job_left(self, session: Session, first_cancelled: bool = False) -> None:
         """A job of it has ended: see whether anything is left. `first_cancelled`: it was the first job, and ended by a
