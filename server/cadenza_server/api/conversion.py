@@ -159,6 +159,9 @@ def to_run(view: RunView) -> job_pb2.Run:
         runner_up=view.runner_up or "",
         runner_up_usage=view.runner_up_usage,
         create_time=to_timestamp(view.create_time),
+        chosen=view.chosen_node or "",
+        runner_up_user=view.runner_up_user or "",
+        max_execution_time=to_duration(view.limit_ns),
     )
 
 

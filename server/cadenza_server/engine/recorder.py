@@ -793,6 +793,7 @@ def _started_run(event: ev.RunStarted, now: int, create_time: int) -> RunView:
         end_time=None,
         outcome=None,
         estimate_ns=event.estimate,
+        limit_ns=event.limit,
         epoch=event.epoch,
         charged_ns=0,
         chosen_node=other.node if other else None,

@@ -266,6 +266,7 @@ def run_view(row: Row[Any]) -> RunView:
         end_time=row.end_time,
         outcome=RunOutcome(row.outcome) if row.outcome else None,
         estimate_ns=row.estimate_ns,
+        limit_ns=row.limit_ns,
         epoch=row.epoch,
         charged_ns=row.charged_ns,
         chosen_node=row.chosen_node,

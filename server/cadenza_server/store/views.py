@@ -90,6 +90,7 @@ class RunView:
     end_time: int | None
     outcome: RunOutcome | None
     estimate_ns: int
+    limit_ns: int
     epoch: int
     charged_ns: int
     chosen_node: str | None

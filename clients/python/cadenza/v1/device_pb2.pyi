@@ -210,6 +210,7 @@ class Device(_message.Message):
     SETTINGS_FIELD_NUMBER: _builtins.int
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
     PROPERTIES_FIELD_NUMBER: _builtins.int
+    ESTIMATE_ERROR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The device's name: 1 to 64 characters of letters, digits and `. _ -`."""
     description: _builtins.str
@@ -280,6 +281,10 @@ class Device(_message.Message):
     def properties(self) -> Global___DeviceProperties:
         """Its properties in the present epoch. Set by `GetDevice`, not by `ListDevices`."""
 
+    @_builtins.property
+    def estimate_error(self) -> Global___EstimateError:
+        """How well the estimates of its latest runs met their lengths; absent before the first."""
+
     def __init__(
         self,
         *,
@@ -309,14 +314,61 @@ class Device(_message.Message):
         settings: Global___DeviceSettings | None = ...,
         reservation_id: _builtins.str = ...,
         properties: Global___DeviceProperties | None = ...,
+        estimate_error: Global___EstimateError | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["calibrate_time", b"calibrate_time", "next_calibration_time", b"next_calibration_time", "properties", b"properties", "queue_counts", b"queue_counts", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calibrate_time", b"calibrate_time", "estimate_error", b"estimate_error", "next_calibration_time", b"next_calibration_time", "properties", b"properties", "queue_counts", b"queue_counts", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "active_session_id", b"active_session_id", "active_user", b"active_user", "basis_gates", b"basis_gates", "calibrate_time", b"calibrate_time", "coupling_map", b"coupling_map", "default_precision", b"default_precision", "default_shots", b"default_shots", "default_transpile_level", b"default_transpile_level", "description", b"description", "detail", b"detail", "epoch", b"epoch", "kind", b"kind", "methods", b"methods", "name", b"name", "next_calibration_time", b"next_calibration_time", "noisy", b"noisy", "num_qubits", b"num_qubits", "properties", b"properties", "queue_counts", b"queue_counts", "reservation_id", b"reservation_id", "running_job_id", b"running_job_id", "running_user", b"running_user", "settings", b"settings", "simulator", b"simulator", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "active_session_id", b"active_session_id", "active_user", b"active_user", "basis_gates", b"basis_gates", "calibrate_time", b"calibrate_time", "coupling_map", b"coupling_map", "default_precision", b"default_precision", "default_shots", b"default_shots", "default_transpile_level", b"default_transpile_level", "description", b"description", "detail", b"detail", "epoch", b"epoch", "estimate_error", b"estimate_error", "kind", b"kind", "methods", b"methods", "name", b"name", "next_calibration_time", b"next_calibration_time", "noisy", b"noisy", "num_qubits", b"num_qubits", "properties", b"properties", "queue_counts", b"queue_counts", "reservation_id", b"reservation_id", "running_job_id", b"running_job_id", "running_user", b"running_user", "settings", b"settings", "simulator", b"simulator", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Device: _TypeAlias = Device  # noqa: Y015
+
+@_typing.final
+class EstimateError(_message.Message):
+    """How far the estimates with which the latest runs of a device started were from the lengths of these runs. Runs that
+    succeeded or reached their limit count, calibrations do not.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_COUNT_FIELD_NUMBER: _builtins.int
+    FACTOR_P50_FIELD_NUMBER: _builtins.int
+    FACTOR_P90_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_P50_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_P90_FIELD_NUMBER: _builtins.int
+    run_count: _builtins.int
+    """How many runs it is made of, at most 500."""
+    factor_p50: _builtins.float
+    """The median factor between estimate and length, the larger divided by the smaller: at least 1, which is exact; 2 is
+    twice too long or twice too short.
+    """
+    factor_p90: _builtins.float
+    """The factor that nine in ten runs stay within."""
+    @_builtins.property
+    def difference_p50(self) -> _duration_pb2.Duration:
+        """The median difference between estimate and length, without its sign."""
+
+    @_builtins.property
+    def difference_p90(self) -> _duration_pb2.Duration:
+        """The difference that nine in ten runs stay within."""
+
+    def __init__(
+        self,
+        *,
+        run_count: _builtins.int = ...,
+        factor_p50: _builtins.float = ...,
+        factor_p90: _builtins.float = ...,
+        difference_p50: _duration_pb2.Duration | None = ...,
+        difference_p90: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["difference_p50", b"difference_p50", "difference_p90", b"difference_p90"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["difference_p50", b"difference_p50", "difference_p90", b"difference_p90", "factor_p50", b"factor_p50", "factor_p90", b"factor_p90", "run_count", b"run_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateError: _TypeAlias = EstimateError  # noqa: Y015
 
 @_typing.final
 class Coupling(_message.Message):

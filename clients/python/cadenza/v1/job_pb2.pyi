@@ -259,7 +259,10 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def estimate_hint(self) -> _duration_pb2.Duration:
-        """The client's own guess of the device time. Advice to the server's predictor; never charged as it stands. Positive."""
+        """The client's own guess of the device time. Advice to the server's predictor, which corrects it by how far the user's
+        earlier guesses on the device were off, and takes it where the device's history has nothing better; never charged as
+        it stands. Positive.
+        """
 
     def __init__(
         self,
@@ -360,7 +363,10 @@ class Job(_message.Message):
 
     @_builtins.property
     def estimate(self) -> _duration_pb2.Duration:
-        """The device time that the scheduler expects. Fixed when the job is queued; while a run outlasts it, it doubles."""
+        """The device time that the scheduler expects: by the device's history of this circuit or of such jobs; without any,
+        the limit that the job asked for, or else the device's `default_estimate`. At most the limit in force. Fixed when
+        the job is queued; what a run is charged in flight doubles whenever the run outlasts it.
+        """
 
     @_builtins.property
     def estimate_hint(self) -> _duration_pb2.Duration:
@@ -458,6 +464,9 @@ class Run(_message.Message):
     RUNNER_UP_FIELD_NUMBER: _builtins.int
     RUNNER_UP_USAGE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    RUNNER_UP_USER_FIELD_NUMBER: _builtins.int
+    MAX_EXECUTION_TIME_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     attempt: _builtins.int
@@ -485,6 +494,12 @@ class Run(_message.Message):
     """The node's path that would have been chosen there otherwise (an account or user); empty if there was none."""
     runner_up_usage: _builtins.float
     """The runner-up's normalised usage, in the same unit; absent if there was none."""
+    chosen: _builtins.str
+    """The path of the node that was chosen there, the owner or an account above; empty
+    if there was no runner-up, or the rule was another one.
+    """
+    runner_up_user: _builtins.str
+    """The user at or below `runner_up` whose job would have run; empty if there was none."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it started."""
@@ -504,6 +519,10 @@ class Run(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the job was submitted: waiting time is `start_time` less this."""
+
+    @_builtins.property
+    def max_execution_time(self) -> _duration_pb2.Duration:
+        """The limit in force for this run."""
 
     def __init__(
         self,
@@ -525,10 +544,13 @@ class Run(_message.Message):
         runner_up: _builtins.str = ...,
         runner_up_usage: _builtins.float | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        chosen: _builtins.str = ...,
+        runner_up_user: _builtins.str = ...,
+        max_execution_time: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_chosen_usage", b"_chosen_usage", "_runner_up_usage", b"_runner_up_usage", "charged", b"charged", "chosen_usage", b"chosen_usage", "create_time", b"create_time", "end_time", b"end_time", "estimate", b"estimate", "runner_up_usage", b"runner_up_usage", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chosen_usage", b"_chosen_usage", "_runner_up_usage", b"_runner_up_usage", "charged", b"charged", "chosen_usage", b"chosen_usage", "create_time", b"create_time", "end_time", b"end_time", "estimate", b"estimate", "max_execution_time", b"max_execution_time", "runner_up_usage", b"runner_up_usage", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chosen_usage", b"_chosen_usage", "_runner_up_usage", b"_runner_up_usage", "attempt", b"attempt", "charged", b"charged", "chosen_usage", b"chosen_usage", "create_time", b"create_time", "device", b"device", "end_time", b"end_time", "epoch", b"epoch", "estimate", b"estimate", "job_class", b"job_class", "job_id", b"job_id", "outcome", b"outcome", "rule", b"rule", "runner_up", b"runner_up", "runner_up_usage", b"runner_up_usage", "session_id", b"session_id", "start_time", b"start_time", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chosen_usage", b"_chosen_usage", "_runner_up_usage", b"_runner_up_usage", "attempt", b"attempt", "charged", b"charged", "chosen", b"chosen", "chosen_usage", b"chosen_usage", "create_time", b"create_time", "device", b"device", "end_time", b"end_time", "epoch", b"epoch", "estimate", b"estimate", "job_class", b"job_class", "job_id", b"job_id", "max_execution_time", b"max_execution_time", "outcome", b"outcome", "rule", b"rule", "runner_up", b"runner_up", "runner_up_usage", b"runner_up_usage", "runner_up_user", b"runner_up_user", "session_id", b"session_id", "start_time", b"start_time", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chosen_usage: _TypeAlias = _typing.Literal["chosen_usage"]  # noqa: Y015
     _WhichOneofArgType__chosen_usage: _TypeAlias = _typing.Literal["_chosen_usage", b"_chosen_usage"]  # noqa: Y015
