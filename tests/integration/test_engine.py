@@ -574,6 +574,42 @@ def _without_deadlines(notice: Notice) -> Notice:
     return replace(notice, change=replace(notice.change, session=session))
 
 
+async def test_a_draining_session_that_is_picked_tells_its_watchers_when_it_expires(home: Home) -> None:
+    blocker = await home.submit(BOB)
+    await home.session()
+    await home.submit(session="s", job_class=JobClass.SESSION)
+    await home.submit(session="s", job_class=JobClass.SESSION)
+    watch = asyncio.create_task(collect(home.engine.watch_session("s", exclude_jobs=True)))
+    await settle(lambda: len(home.engine._watches) == 1)
+    await home.engine.execute(CloseSession(session="s", caller=ALICE, pending=Pending.DRAIN))
+    await quiet(home)
+    home.clock.advance(5 * SECOND)
+    home.device.end()
+    await wait_state(home.engine, blocker, JobState.SUCCEEDED)
+    await settle(lambda: home.device.running is not None)
+    home.clock.advance(SECOND)
+    home.device.end()
+    await settle(lambda: home.device.running is not None)
+    await home.engine.execute(CancelSession(session="s", caller=ALICE))
+    home.device.end()
+    await watch
+    told = [notice.change for notice in (await home.engine.list_session_events("s")).items]
+    picked = START + 5 * SECOND
+    seen = [
+        (each.session.state, each.session.active, each.session.start_time, each.session.expire_time)
+        for each in told
+        if isinstance(each, SessionChanged)
+    ]
+    known = (picked, picked + RUNTIME_2023.max_time)
+    assert seen == [
+        (SessionState.OPEN, False, None, None),
+        (SessionState.DRAINING, False, None, None),
+        (SessionState.DRAINING, True, *known),
+        (SessionState.DRAINING, True, *known),  # it will close for its cancel now
+        (SessionState.CLOSED, False, *known),
+    ]
+
+
 async def test_all_queued_jobs_of_a_session_end_as_one_event_and_each_tells_its_own_watchers(home: Home) -> None:
     session = await home.session()
     jobs = [await home.submit(session=session, job_class=JobClass.SESSION) for _ in range(5)]

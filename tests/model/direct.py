@@ -230,7 +230,8 @@ class Environment:
                 change = {"at": to_seconds(now), "state": str(state)}
                 if state == SessionState.CLOSED:
                     change["reason"] = str(reason)
-                self.sessions[session].append(change)
+                if change["state"] != self.sessions[session][-1]["state"]:
+                    self.sessions[session].append(change)
             case happened.HoldEnded(user=user, start=start, end=end):
                 self.charged[user] += end - start
             case happened.UsageSettled(nodes=nodes):

@@ -597,17 +597,13 @@ class Recorder:
         record.accepting_jobs = event.accepting_jobs
         if event.expires_at is not None:
             record.expire_time = event.expires_at
-        match event.state:
-            case SessionState.ACTIVE:
-                record.active = True
-                record.activate_time = now
-                record.start_time = now if record.start_time is None else record.start_time
-            case SessionState.INACTIVE:
-                record.active = False
-            case SessionState.CLOSED:
-                record.active = False
-                record.close_time = now
-                record.close_reason = event.reason
+        if event.active and not record.active:
+            record.activate_time = now
+            record.start_time = now if record.start_time is None else record.start_time
+        record.active = event.active
+        if event.state is SessionState.CLOSED:
+            record.close_time = now
+            record.close_reason = event.reason
         self.touched_sessions[event.session] = None
         self.touched_devices[event.device] = None
         self._session_history(record, previous, now, batch, published)

@@ -139,11 +139,13 @@ class SessionCreated:
 
 @value
 class SessionChanged:
-    """A session changed its state; `reason` with CLOSED. `expires_at` is known once it has first been active."""
+    """A session changed its state, or while it drains, what it has or will close with: `active` says whether it has the
+    device. `reason` with CLOSED. `expires_at` is known once it has first been active."""
 
     session: str
     device: str
     state: SessionState
+    active: bool
     reason: CloseReason | None = None
     expires_at: int | None = None
     accepting_jobs: bool = True

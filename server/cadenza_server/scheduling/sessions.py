@@ -333,7 +333,9 @@ class Sessions:
         if session.queued or session.running is not None:
             session.reason = reason
             self._ledger.events.append(SessionDraining(session=session.name, reason=reason))
-            if state is not SessionState.DRAINING:
+            if state is SessionState.DRAINING:
+                self._tell(session)
+            else:
                 self._step(session, SessionEvent.ENDED_WITH_WORK)
         elif state is SessionState.DRAINING:
             self._close(session, SessionEvent.EMPTIED, reason)
@@ -376,19 +378,22 @@ class Sessions:
             self._set_idle(session, idle)
 
     def _step(self, session: Session, event: SessionEvent) -> None:
-        before = session.state
-        session.state = SESSION_TRANSITIONS[before, event]
-        if session.state is not before:
-            self._ledger.events.append(
-                SessionChanged(
-                    session=session.name,
-                    device=session.device.name,
-                    state=session.state,
-                    reason=session.reason if session.state is SessionState.CLOSED else None,
-                    expires_at=session.expires_at,
-                    accepting_jobs=session.state.accepts_jobs,
-                )
+        session.state = SESSION_TRANSITIONS[session.state, event]
+        self._tell(session)
+
+    def _tell(self, session: Session) -> None:
+        """Say what has become of it: also of a draining one that gets or loses the device."""
+        self._ledger.events.append(
+            SessionChanged(
+                session=session.name,
+                device=session.device.name,
+                state=session.state,
+                active=session.active,
+                reason=session.reason if session.state is SessionState.CLOSED else None,
+                expires_at=session.expires_at,
+                accepting_jobs=session.state.accepts_jobs,
             )
+        )
 
     def _close(self, session: Session, event: SessionEvent, reason: CloseReason | None) -> None:
         self._stop_unused(session)

@@ -84,7 +84,9 @@ class Record:
         self.outcome.sessions[event.session] = [SessionStep(now, SessionState.OPEN)]
 
     def _session_changed(self, event: SessionChanged, now: int) -> None:
-        self.outcome.sessions[event.session].append(SessionStep(now, event.state, event.reason))
+        steps = self.outcome.sessions[event.session]
+        if event.state is not steps[-1].state:
+            steps.append(SessionStep(now, event.state, event.reason))
 
     def _charge(self, user: str, length: int) -> None:
         self.outcome.charged[user] = self.outcome.charged.get(user, 0) + length
