@@ -1,8 +1,10 @@
 """The store by itself: its schema, its lock, its commits, what it says when it cannot be used."""
 
+import asyncio
 import json
 import os
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from cadenza_server.clock import SystemClock, VirtualClock
 from cadenza_server.engine.ids import TimeOrderedIds
-from cadenza_server.store import Store, StoreError, StoreInUse, migration
+from cadenza_server.store import Store, StoreError, StoreInUse, commit_process, migration
 from cadenza_server.store.batch import INSERT_EVENT, PUT_META, Batch
 from cadenza_server.store.schema import HEAD, meta, metadata
 from cadenza_server.store.store import FILE_NAME
@@ -49,13 +51,80 @@ def test_the_newest_migration_is_the_version_that_the_code_reads() -> None:
     assert ScriptDirectory.from_config(config).get_current_head() == HEAD
 
 
-async def test_commits_are_synchronous_and_survive_the_death_of_the_process(store: Store) -> None:
+async def test_the_log_is_ahead_and_on_disk_at_each_commit(store: Store) -> None:
     def pragmas(connection: Connection) -> str:
         return str(connection.execute(text("PRAGMA journal_mode")).scalar())
 
     assert await store.read(pragmas) == "wal"
-    assert store._writer is not None
-    assert store._writer.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert dict(commit_process.PRAGMAS)["synchronous"] == 2  # FULL; the process refuses to open without
+
+
+def test_a_file_system_without_a_write_ahead_log_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr(commit_process.signal, "signal", lambda *_: None)
+    commit_process.run(":memory:")  # where SQLite has no such log either
+    answer = capfdbinary.readouterr().out
+    assert b"this file system does not allow journal_mode = wal, but memory" in answer
+
+
+async def test_a_killed_committer_fails_its_commit_and_the_next_one_has_a_new_one(store: Store) -> None:
+    assert store._committer is not None
+    process = store._committer._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    lost = Batch()
+    lost.add(PUT_META, ("lost", 1))
+    pending = asyncio.create_task(store.commit(lost))
+    await asyncio.sleep(0)
+    process.kill()
+    with pytest.raises(StoreError, match="has ended"):
+        await pending
+    kept = Batch()
+    kept.add(PUT_META, ("kept", 1))
+    await store.commit(kept)
+    assert await store.read(values) == {"kept": 1}
+
+
+async def test_signals_for_the_server_do_not_end_its_committer(store: Store) -> None:
+    assert store._committer is not None
+    process = store._committer._process
+    assert process is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        process.send_signal(number)
+    batch = Batch()
+    batch.add(PUT_META, ("kept", 1))
+    await store.commit(batch)
+    assert process.poll() is None
+
+
+async def test_a_store_is_taken_up_only_when_its_dead_server_s_committer_is_done(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, os, pathlib, signal, sys\n"
+        "from cadenza_server.store import Store\n"
+        "from cadenza_server.store.batch import PUT_META, Batch\n"
+        "async def main():\n"
+        "    store = Store(pathlib.Path(sys.argv[1]))\n"
+        "    await store.open(0)\n"
+        "    os.kill(store._committer._process.pid, signal.SIGSTOP)\n"
+        "    batch = Batch()\n"
+        "    batch.add(PUT_META, ('sent', 1))\n"
+        "    store._committer.commit(batch)\n"
+        "    print(store._committer._process.pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())\n"
+    )
+    dead = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert dead.returncode == -signal.SIGKILL
+    store = Store(tmp_path)
+    opening = asyncio.create_task(store.open(0))
+    assert not (await asyncio.wait([opening], timeout=0.1))[0]
+    os.kill(int(dead.stdout), signal.SIGCONT)
+    await opening
+    assert await store.read(values) == {"sent": 1}
+    await store.close()
 
 
 async def test_a_batch_is_written_all_or_not_at_all(store: Store) -> None:
@@ -83,7 +152,7 @@ def test_a_batch_keeps_the_order_of_what_depends_on_it_and_gathers_the_rest() ->
     batch.add("update", (1,))
     batch.append("history", (2,))
     batch.add("insert", (3,))
-    assert list(batch.statements()) == [
+    assert list(commit_process.expand(batch.groups())) == [
         ("insert", (1,)),
         ("insert", (2,)),
         ("update", (1,)),
@@ -97,7 +166,7 @@ async def test_many_rows_of_one_insert_are_written_in_few_statements_and_all_of_
     batch = Batch()
     for number in range(64 + 16 + 4 + 3):
         batch.append("INSERT INTO meta (key, value) VALUES (?, ?)", (f"key {number}", number))
-    assert len(list(batch.statements())) == 1 + 1 + 1 + 3
+    assert len(list(commit_process.expand(batch.groups()))) == 1 + 1 + 1 + 3
     await store.commit(batch)
     assert await store.read(values) == {f"key {number}": number for number in range(87)}
 

@@ -1,22 +1,14 @@
-"""What one commit writes, collected row by row and written in as few statements as can be.
+"""What one commit writes, collected row by row; the statements that write it."""
 
-The driver takes Python's lock back after each row, also within an `executemany`. While the event loop computes, that
-is a wait of a switch interval a row; so rows that go into the same table are inserted by one statement of many rows.
-"""
-
-from collections.abc import Iterator, Sequence
-from functools import cache
-from itertools import chain
 from typing import Final
 
-Value = str | int | float | bytes | None
-Row = tuple[Value, ...]
+from cadenza_server.store.commit_process import Row
 
 INSERT_JOB: Final = (
     "INSERT INTO jobs (seq, job, user, device, session, job_class, program_kind, state, priority, first, estimate_ns, "
     "estimate_hint_ns, limit_ns, min_duration_ns, tags, create_time, attempts, attempts_lost, charged_ns, "
-    "cache_deadline, accept_event, new_digests, digests, program) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, 'QUEUED', ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, ?, ?, ?, ?, ?)"
+    "cache_deadline, accept_event, new_digests, digests, program, workload) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, 'QUEUED', ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, ?, ?, ?, ?, ?, ?)"
 )
 INSERT_PROGRAM: Final = "INSERT INTO programs (seq, program) VALUES (?, ?)"
 INSERT_EVENT: Final = "INSERT INTO events (event_number, time, job, session, kind, body) VALUES (?, ?, ?, ?, ?, ?)"
@@ -88,13 +80,9 @@ PUT_DEVICE: Final = (
 PUT_META: Final = "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 
 
-WIDTHS: Final = (64, 16, 4, 1)
-"""How many rows one insert writes. Only these, as the driver keeps what it has compiled."""
-
-
 class Batch:
-    """Statements in order. Neighbours that are the same insert become one of many rows; inserts that nothing else
-    in a batch refers to (`append`) wait until its end, so that they are neighbours, too."""
+    """Statements in order. Neighbours that are the same statement are kept together, as they are written together;
+    inserts that nothing else in a batch refers to (`append`) wait until its end, so that they are neighbours, too."""
 
     def __init__(self) -> None:
         self._ordered: list[tuple[str, list[Row]]] = []
@@ -114,27 +102,6 @@ class Batch:
     def __bool__(self) -> bool:
         return bool(self._ordered or self._appended)
 
-    def statements(self) -> Iterator[tuple[str, Sequence[Value]]]:
-        """All of it, in the order to execute: statements and their values."""
-        for statement, rows in chain(self._ordered, self._appended.items()):
-            if len(rows) < WIDTHS[-2] or not _takes_many(statement):
-                for row in rows:
-                    yield statement, row
-                continue
-            begin = 0
-            for width in WIDTHS:
-                wide = _widen(statement, width)
-                while len(rows) - begin >= width:
-                    yield wide, [value for row in rows[begin : begin + width] for value in row]
-                    begin += width
-
-
-@cache
-def _takes_many(statement: str) -> bool:
-    return statement.startswith("INSERT ") and " VALUES " in statement and " ON CONFLICT " not in statement
-
-
-@cache
-def _widen(statement: str, width: int) -> str:
-    head, values, row = statement.partition(" VALUES ")
-    return head + values + ", ".join([row] * width)
+    def groups(self) -> list[tuple[str, list[Row]]]:
+        """All of it, in the order to execute: statements, each with the rows to execute it with."""
+        return [*self._ordered, *self._appended.items()]

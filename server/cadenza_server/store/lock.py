@@ -4,14 +4,22 @@ import fcntl
 import json
 import os
 import socket
+import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 from cadenza_server.store.errors import StoreError, StoreInUse
 
+LAST_WORDS_SECONDS: Final = 10.0
+"""How long to wait for a dead server's process that writes: it finishes the commit that it was sent, and ends."""
+
+_TRY_SECONDS: Final = 0.01
+
 
 class Lock:
-    """Holds `DIR/lock` from its making until `release`. Raises `StoreInUse` if somebody else does."""
+    """Holds `DIR/lock` from its making until `release`; may wait some seconds for a server that has just died. Raises
+    `StoreInUse` if somebody else holds it."""
 
     def __init__(self, data_dir: Path, now: int) -> None:
         path = data_dir / "lock"
@@ -21,21 +29,47 @@ class Lock:
             raise StoreError(
                 f"cannot write {path}: {error.strerror}; give a data directory that is writable"
             ) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(self._file, 4096, 0)
-            os.close(self._file)
-            raise StoreInUse(_describe(data_dir, holder)) from error
+        patience = LAST_WORDS_SECONDS
+        while not self._take():
+            note = os.pread(self._file, 4096, 0)
+            if patience <= 0 or not _is_dead(note):
+                os.close(self._file)
+                raise StoreInUse(_describe(data_dir, note))
+            time.sleep(_TRY_SECONDS)
+            patience -= _TRY_SECONDS
         since = datetime.fromtimestamp(now / 1e9, UTC).isoformat(timespec="seconds")
         note = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}).encode()
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, note, 0)
 
+    def _take(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor. Whoever inherits it holds the lock, too."""
+        return self._file
+
     def release(self) -> None:
         """Let others have it. The file stays: removing it would race the next holder."""
         os.ftruncate(self._file, 0)
         os.close(self._file)
+
+
+def _is_dead(note: bytes) -> bool:
+    """Whether the server that wrote the note is dead, and what it started is finishing its last words."""
+    try:
+        holder = json.loads(note)
+        if holder["host"] == socket.gethostname():
+            os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, KeyError, TypeError, OSError):
+        pass
+    return False
 
 
 def _describe(data_dir: Path, note: bytes) -> str:

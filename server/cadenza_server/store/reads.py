@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeVar
 
@@ -42,7 +42,7 @@ PAGE_SIZE_MAX: Final = 1000
 
 T = TypeVar("T")
 _JOB_COLUMNS: Final[list[KeyedColumnElement[Any]]] = [
-    column for column in jobs.c if column.name not in ("program", "new_digests", "digests")
+    column for column in jobs.c if column.name not in ("program", "workload", "new_digests", "digests")
 ]
 
 
@@ -212,6 +212,8 @@ class ProgramRow:
     min_duration_ns: int
     new_digests: tuple[bytes, ...]
     digests: frozenset[bytes]
+    workload: bytes | None
+    estimate_hint_ns: int | None
 
 
 def split_digests(joined: bytes | None) -> tuple[bytes, ...]:
@@ -228,6 +230,8 @@ def read_program(connection: Connection, job: str) -> ProgramRow | None:
             jobs.c.min_duration_ns,
             jobs.c.new_digests,
             jobs.c.digests,
+            jobs.c.workload,
+            jobs.c.estimate_hint_ns,
             func.coalesce(jobs.c.program, programs.c.program).label("program"),
         )
         .join_from(jobs, programs, jobs.c.seq == programs.c.seq, isouter=True)
@@ -242,6 +246,8 @@ def read_program(connection: Connection, job: str) -> ProgramRow | None:
         row.min_duration_ns,
         split_digests(row.new_digests),
         frozenset(split_digests(row.digests)),
+        row.workload,
+        row.estimate_hint_ns,
     )
 
 
@@ -308,6 +314,32 @@ def list_runs(connection: Connection, where: RunFilter, page_size: int, page_tok
         ended = runs.c.outcome.in_([str(outcome) for outcome in where.outcomes])
         query = query.where(or_(ended, runs.c.outcome.is_(None)) if where.running else ended)
     return _page(connection.execute(query).all(), size, run_view, lambda row: make_token("runs", where, [row.run]))
+
+
+def read_lengths(
+    connection: Connection, outcomes: Iterable[RunOutcome], count: int
+) -> list[tuple[str, str, bytes, int | None, int, int]]:
+    """Of those among the latest `count` runs that had one of these outcomes, and whose workload is known, the oldest
+    first: device, user, workload, the client's hint, estimate and length."""
+    latest = connection.execute(select(func.max(runs.c.run))).scalar() or 0
+    query = (
+        select(
+            runs.c.device,
+            runs.c.user,
+            jobs.c.workload,
+            jobs.c.estimate_hint_ns,
+            runs.c.estimate_ns,
+            runs.c.end_time - runs.c.start_time,
+        )
+        .join(jobs, jobs.c.job == runs.c.job)
+        .where(
+            runs.c.run > latest - count,
+            runs.c.outcome.in_([str(outcome) for outcome in outcomes]),
+            jobs.c.workload.is_not(None),
+        )
+        .order_by(runs.c.run)
+    )
+    return [(row[0], row[1], row[2], row[3], row[4], row[5]) for row in connection.execute(query)]
 
 
 # --- sessions -----------------------------------------------------------------------------------------------------

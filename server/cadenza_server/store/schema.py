@@ -1,15 +1,16 @@
 """The tables. Columns carry the law's words; times are nanoseconds since the epoch, lengths end in `_ns`.
 
 A submitted job is one row: its acceptance, the first entry of its history, is implied by it (`accept_event`). Programs
-of up to `INLINE_PROGRAM_BYTES_MAX` bytes stand in that row, as its last column; larger ones in a table of their own, so
-that a change of state does not write them again. A change of this file needs a migration (a test compares the two).
+of up to `INLINE_PROGRAM_BYTES_MAX` bytes stand in that row, behind what is read of many jobs; larger ones in a table of
+their own, so that a change of state does not write them again. A change of this file needs a migration (a test compares
+the two).
 """
 
 from typing import Final
 
 from sqlalchemy import Column, Float, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 """The newest migration, the version that this code reads and writes."""
 INLINE_PROGRAM_BYTES_MAX: Final = 4096
 
@@ -50,6 +51,7 @@ jobs: Final = Table(
     Column("new_digests", LargeBinary),  # 32 bytes each
     Column("digests", LargeBinary),
     Column("program", LargeBinary),  # NULL: it is in `programs`
+    Column("workload", LargeBinary),  # what the predictor knows the job by; NULL: nothing
     Index("jobs_by_name", "job", unique=True),
     Index("jobs_by_user", "user"),
     Index("jobs_by_session", "session", "state", sqlite_where=text("session IS NOT NULL")),

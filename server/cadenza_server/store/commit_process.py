@@ -1,0 +1,139 @@
+"""The process that writes the store: it takes batches from its standard input and answers when they are on disk.
+
+A process and not a thread, since Python's lock would pass to and fro between SQLite and the event loop a dozen times a
+commit, and each time costs more than a row. It is run by its path and needs nothing but the standard library, so it
+starts in some 20 ms. It ends with its input, and ignores signals that are meant for the server: what was sent is
+written.
+
+A frame is the length of its body in 8 bytes, then the body in Python's `marshal` format (both sides are the same
+Python). A batch is a list of (statement, rows), in order; the answer is None, or a sentence that says why nothing of it
+is written. The first answer says whether the store is open.
+"""
+
+import marshal
+import os
+import signal
+import sqlite3
+import struct
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from typing import Final
+
+HEADER: Final = struct.Struct("<Q")
+
+PRAGMAS: Final = (("journal_mode", "wal"), ("synchronous", 2), ("cache_size", -65536), ("foreign_keys", 0))
+
+WIDTHS: Final = (64, 16, 4, 1)
+"""How many rows one insert writes. Only these, as the driver keeps what it has compiled."""
+
+Value = str | int | float | bytes | None
+Row = tuple[Value, ...]
+Groups = Iterable[tuple[str, Sequence[Row]]]
+
+
+def pack(body: "str | list[tuple[str, list[Row]]] | None") -> bytes:
+    """A frame. Raises `ValueError` for values of other types than SQLite's own (subclasses of these, too)."""
+    data = marshal.dumps(body)
+    return HEADER.pack(len(data)) + data
+
+
+def expand(groups: Groups) -> Iterator[tuple[str, Sequence[Value]]]:
+    """The statements to execute, in order, and their values: neighbours that are the same insert are one of many
+    rows, which is what SQLite is fastest at."""
+    for statement, rows in groups:
+        if len(rows) < WIDTHS[-2] or not _takes_many(statement):
+            for row in rows:
+                yield statement, row
+            continue
+        begin = 0
+        for width in WIDTHS:
+            wide = _widen(statement, width)
+            while len(rows) - begin >= width:
+                yield wide, [value for row in rows[begin : begin + width] for value in row]
+                begin += width
+
+
+@cache
+def _takes_many(statement: str) -> bool:
+    return statement.startswith("INSERT ") and " VALUES " in statement and " ON CONFLICT " not in statement
+
+
+@cache
+def _widen(statement: str, width: int) -> str:
+    head, values, row = statement.partition(" VALUES ")
+    return head + values + ", ".join([row] * width)
+
+
+class _File:
+    """The store's file, and whether it is still the one that was opened."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._connection = sqlite3.connect(path, isolation_level=None)
+        for name, value in PRAGMAS:
+            self._connection.execute(f"PRAGMA {name} = {value}")
+            ((found,),) = self._connection.execute(f"PRAGMA {name}")
+            if found != value:
+                raise sqlite3.OperationalError(f"this file system does not allow {name} = {value}, but {found}")
+        self._identity = self._identify()
+
+    def commit(self, groups: Groups) -> str | None:
+        """Write one batch, all or nothing; None, or why not."""
+        connection = self._connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for statement, values in expand(groups):
+                connection.execute(statement, values)
+            connection.execute("COMMIT")
+        except (sqlite3.Error, OverflowError) as error:
+            try:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            except sqlite3.Error as second:
+                return f"cannot write {self._path} ({error}), nor roll back ({second})"
+            return f"cannot write {self._path} ({error})"
+        if self._identify() != self._identity:
+            # SQLite goes on writing to a file that nobody can open any more: that is no disk to be on.
+            return f"{self._path} was removed or replaced while the server ran: stop it and restore the file"
+        return None
+
+    def close(self) -> None:
+        """Fold the log into the file."""
+        self._connection.close()
+
+    def _identify(self) -> tuple[int, int] | None:
+        """Which file stands at the path; None if there is none."""
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
+def run(path: str) -> None:
+    """Open the file at `path` and write what comes in, until nothing comes any more."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        file = _File(path)
+    except sqlite3.Error as error:
+        _answer(f"cannot open {path} ({error}): free the disk, or restore a backup")
+        return
+    _answer(None)
+    with open(0, "rb", buffering=1 << 20) as batches:
+        while header := batches.read(HEADER.size):
+            (size,) = HEADER.unpack(header)
+            body = batches.read(size)
+            if len(body) < size:
+                break  # whoever sent it died meanwhile
+            _answer(file.commit(marshal.loads(body)))
+    file.close()
+
+
+def _answer(sentence: str | None) -> None:
+    os.write(1, pack(sentence))
+
+
+if __name__ == "__main__":
+    run(sys.argv[1])
