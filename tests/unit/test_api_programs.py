@@ -12,7 +12,7 @@ from cadenza.v1.program_pb2 import EstimatorPub, Observable, ObservablesArray, P
 from cadenza.v1.tensor_pb2 import DTYPE_BOOL, DTYPE_FLOAT64, Dtype, Tensor
 from cadenza_server.api.programs import DeviceFacts, ProgramChecker, _broadcast
 from cadenza_server.config import Limits
-from cadenza_server.engine import JobContent, ProgramKind
+from cadenza_server.engine import JobContent, ProgramKind, make_workload
 from cadenza_server.model.errors import Code, Refusal
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +38,10 @@ def dump(qubits: int, version: int | None = None) -> bytes:
 
 BELL = dump(2)
 QASM3 = "OPENQASM 3.0;\nqubit q; bit c; c = measure q;\n"
+
+
+def bell(work: int) -> bytes:
+    return make_workload("SAMPLER", [hashlib.sha256(BELL).digest()], qubits=2, size=len(BELL), work=work)
 
 
 def floats(*shape: int) -> Tensor:
@@ -80,7 +84,7 @@ def test_a_good_program_is_passed_on_as_it_came() -> None:
     assert content.program == program.SerializeToString()
     assert content.program_kind is ProgramKind.SAMPLER
     assert content.new_circuits == {}
-    assert content.shape == (2, len(BELL), 100)
+    assert content.workload == bell(100)
 
 
 def test_a_sessions_circuits_are_kept_by_their_digest() -> None:
@@ -88,7 +92,30 @@ def test_a_sessions_circuits_are_kept_by_their_digest() -> None:
     assert content.new_circuits == {hashlib.sha256(BELL).digest(): Circuit(qpy=BELL).SerializeToString()}
     text = check(sampler(circuit=Circuit(openqasm3=QASM3)), in_session=True)
     assert list(text.new_circuits) == [hashlib.sha256(QASM3.encode()).digest()]
-    assert text.shape is None
+    digest = hashlib.sha256(QASM3.encode()).digest()
+    assert text.workload == make_workload("SAMPLER", [digest], qubits=None, size=len(QASM3), work=1000)
+
+
+def test_a_circuit_is_the_same_work_whether_it_is_sent_or_named() -> None:
+    checker = ProgramChecker(Limits())
+    digest = hashlib.sha256(BELL).digest()
+    sent = check(sampler(shots=100), in_session=True, checker=checker)
+    named = check(sampler(shots=100, circuit=Circuit(digest=digest)), in_session=True, checker=checker)
+    assert sent.workload == named.workload == bell(100)
+
+
+def test_a_seed_makes_no_other_work_and_a_method_does() -> None:
+    seeded, chosen = sampler(shots=100), sampler(shots=100)
+    seeded.sampler.options.seed = 7
+    seeded.sampler.options.method = chosen.sampler.options.method = "statevector"
+    assert check(seeded).workload == check(chosen).workload != bell(100)
+
+
+def test_a_calibration_is_no_work_to_learn_from() -> None:
+    program = Program()
+    program.calibration.SetInParent()
+    content = check(program)
+    assert (content.workload, content.min_duration_ns) == (None, DEVICE.calibration_duration)
 
 
 def test_a_digest_in_a_session_is_left_to_the_engine() -> None:
@@ -146,7 +173,7 @@ def test_what_cannot_be_a_circuit_is_refused(circuit: Circuit, reason: str, fiel
 
 @pytest.mark.parametrize("version", range(13, qpy.common.QPY_VERSION + 1))
 def test_every_version_that_is_said_to_be_read_is_accepted(version: int) -> None:
-    assert check(sampler(circuit=Circuit(qpy=dump(3, version)))).shape is not None
+    assert check(sampler(circuit=Circuit(qpy=dump(3, version)))).workload is not None
 
 
 @pytest.mark.parametrize(
@@ -225,7 +252,7 @@ def test_shots_are_at_least_one(shots: int) -> None:
 def test_shots_are_counted_over_all_sets_of_values() -> None:
     limits = Limits(shots_per_pub_max=1000)
     checker = ProgramChecker(limits)
-    assert check(sampler(shots=100, parameter_values=floats(10, 1)), checker=checker).shape == (2, len(BELL), 1000)
+    assert check(sampler(shots=100, parameter_values=floats(10, 1)), checker=checker).workload == bell(1000)
     refused = refusal(sampler(shots=100, parameter_values=floats(11, 1)), checker=checker)
     assert (refused.code, refused.reason) == (Code.RESOURCE_EXHAUSTED, "QUOTA_JOB_SIZE")
     assert refused.metadata["limit"] == "shots_per_pub_max"
@@ -272,7 +299,9 @@ def test_observables_fit_their_shape_and_circuit(
 
 def test_shapes_that_do_not_broadcast_are_refused() -> None:
     array = ObservablesArray(shape=[3], observables=[observable(("ZZ", 1.0))] * 3)
-    assert check(estimator(observables=array, parameter_values=floats(4, 1, 2))).shape == (2, len(BELL), 12)
+    digest = hashlib.sha256(BELL).digest()
+    known = make_workload("ESTIMATOR", [digest], qubits=2, size=len(BELL), work=12)
+    assert check(estimator(observables=array, parameter_values=floats(4, 1, 2))).workload == known
     assert refusal(estimator(observables=array, parameter_values=floats(4, 2))).reason == "INVALID_TENSOR"
 
 

@@ -259,6 +259,13 @@ def fill_device(message: device_pb2.Device, view: DeviceView, *, with_properties
         message.detail = "its worker is starting; jobs are accepted and wait"
     else:
         message.state = device_pb2.DEVICE_STATE_HELD if view.held else device_pb2.DEVICE_STATE_FREE
+    error = view.estimate_error
+    if error is not None:
+        message.estimate_error.run_count = error.run_count
+        message.estimate_error.factor_p50 = error.factor_p50
+        message.estimate_error.factor_p90 = error.factor_p90
+        message.estimate_error.difference_p50.CopyFrom(_length(error.difference_p50_ns))
+        message.estimate_error.difference_p90.CopyFrom(_length(error.difference_p90_ns))
     message.epoch = view.epoch
     if view.calibrate_time is not None:
         message.calibrate_time.FromNanoseconds(view.calibrate_time)

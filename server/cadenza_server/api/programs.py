@@ -37,7 +37,7 @@ from cadenza.v1.tensor_pb2 import (
 
 from cadenza_server.api.fields import check_length, invalid, moved
 from cadenza_server.config import Limits
-from cadenza_server.engine import JobContent, ProgramKind
+from cadenza_server.engine import JobContent, ProgramKind, make_workload
 from cadenza_server.model.errors import Code, Refusal
 from cadenza_server.model.qpy import QPY_VERSION_MAX, QPY_VERSION_MIN, read_qpy_header
 
@@ -83,24 +83,28 @@ class DeviceFacts:
 class _Circuits:
     """The circuits of one program, while it is checked."""
 
-    __slots__ = ("brought", "keep", "named", "qubits", "size")
+    __slots__ = ("brought", "digests", "keep", "named", "qubits", "size")
 
     def __init__(self, keep: bool) -> None:
         self.keep = keep
         """Whether circuits that the program brings are kept for later jobs (of a session), or for later PUBs."""
         self.brought: dict[bytes, bytes] = {}
         self.named: set[bytes] = set()
+        self.digests: list[bytes] = []
+        """One a PUB."""
         self.qubits: int | None = 0
         """The most that a circuit has; None: not known of all."""
         self.size = 0
+        """Bytes of the circuits of all PUBs, as far as it is known."""
 
 
 class ProgramChecker:
-    """Checks programs. It remembers how many qubits circuits have that it saw; nothing else lasts."""
+    """Checks programs. It remembers how many qubits and bytes circuits have that it saw; nothing else lasts."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._qubits: OrderedDict[bytes, int] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[int | None, int]] = OrderedDict()
+        """Qubits (None: not known without parsing) and bytes, by digest."""
 
     def check(
         self,
@@ -137,7 +141,7 @@ class ProgramChecker:
             min_duration_ns=duration,
             new_circuits=circuits.brought,
             digests=frozenset(circuits.named),
-            shape=None if circuits.qubits is None else (circuits.qubits, circuits.size, shots),
+            workload=None if kind == "calibration" else _make_workload(word, program, circuits, shots),
         )
 
     # --- programs -----------------------------------------------------------------------------------------------
@@ -237,20 +241,20 @@ class ProgramChecker:
                 raise _bad_circuit("circuit.digest", f"it has {len(digest)} bytes: a SHA-256 has {DIGEST_BYTES}")
             if digest not in circuits.brought:
                 circuits.named.add(digest)
-            qubits = self._qubits.get(digest)
+            qubits, size = self._known.get(digest, (None, 0))
         else:
             content = circuit.qpy if source == "qpy" else getattr(circuit, source).encode()
-            qubits = None
+            qubits, size = None, len(content)
             if source == "qpy":
-                qubits = _check_qpy(content)
+                qubits, digest = _check_qpy(content)
             else:
                 _check_text(getattr(circuit, source), source)
-            circuits.size += len(content)
-            if circuits.keep:
                 digest = hashlib.sha256(content).digest()
+            if circuits.keep:
                 circuits.brought[digest] = circuit.SerializeToString()
-                if qubits is not None:
-                    self._remember(digest, qubits)
+                self._remember(digest, qubits, size)
+        circuits.digests.append(digest)
+        circuits.size += size
         if qubits is None:
             circuits.qubits = None
             return None
@@ -264,9 +268,9 @@ class ProgramChecker:
             circuits.qubits = qubits
         return qubits
 
-    def _remember(self, digest: bytes, qubits: int) -> None:
-        known = self._qubits
-        known[digest] = qubits
+    def _remember(self, digest: bytes, qubits: int | None, size: int) -> None:
+        known = self._known
+        known[digest] = (qubits, size)
         known.move_to_end(digest)
         if len(known) > CIRCUITS_REMEMBERED_MAX:
             known.popitem(last=False)
@@ -279,19 +283,33 @@ def _names_circuits(program: Program) -> bool:
     return len(pubs) > 1 and any(pub.circuit.WhichOneof("source") == "digest" for pub in pubs)
 
 
-def _check_qpy(content: bytes) -> int:
-    """How many qubits the circuit has. Many jobs bring the same small circuit, so small ones are remembered."""
+def _make_workload(kind: ProgramKind, program: Program, circuits: _Circuits, work: int) -> bytes:
+    """What the predictor knows the job by. The seed makes no run longer, so it does not count."""
+    job = program.sampler if kind is ProgramKind.SAMPLER else program.estimator
+    chosen: tuple[object, ...] = ()
+    if job.HasField("options"):
+        options = job.options
+        level = options.transpile_level if options.HasField("transpile_level") else None
+        chosen = (options.method, level, options.noise if options.HasField("noise") else None)
+    return make_workload(
+        kind.value, circuits.digests, qubits=circuits.qubits, size=circuits.size, work=work, options=chosen
+    )
+
+
+def _check_qpy(content: bytes) -> tuple[int, bytes]:
+    """How many qubits the circuit has, and its digest. Many jobs bring the same small circuit, so small ones are
+    remembered."""
     return _check_small_qpy(content) if len(content) <= SMALL_CIRCUIT_BYTES else _read_qpy(content)
 
 
 @lru_cache(maxsize=1024)
-def _check_small_qpy(content: bytes) -> int:
+def _check_small_qpy(content: bytes) -> tuple[int, bytes]:
     return _read_qpy(content)
 
 
-def _read_qpy(content: bytes) -> int:
+def _read_qpy(content: bytes) -> tuple[int, bytes]:
     try:
-        return read_qpy_header(content).num_qubits
+        return read_qpy_header(content).num_qubits, hashlib.sha256(content).digest()
     except ValueError as error:
         version = content[len(_QPY_MAGIC)] if content[: len(_QPY_MAGIC)] == _QPY_MAGIC and len(content) > 6 else None
         if version is not None and not QPY_VERSION_MIN <= version <= QPY_VERSION_MAX:

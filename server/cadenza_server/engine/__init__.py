@@ -17,8 +17,9 @@ from cadenza_server.engine.notices import (
     SessionJobsReleased,
     SessionSnapshot,
 )
+from cadenza_server.engine.predictor import make_workload
 from cadenza_server.engine.recorder import INLINE_RESULT_BYTES_MAX
-from cadenza_server.engine.views import DeviceView, JobContent, RequestKey, UsageView
+from cadenza_server.engine.views import DeviceView, EstimateError, JobContent, RequestKey, UsageView
 from cadenza_server.engine.writer import Device, DevicePlan
 from cadenza_server.store.views import (
     JobCounts,
@@ -43,6 +44,7 @@ __all__ = [
     "DeviceView",
     "Engine",
     "Estimate",
+    "EstimateError",
     "Ids",
     "JobAccepted",
     "JobContent",
@@ -72,4 +74,5 @@ __all__ = [
     "SessionView",
     "TimeOrderedIds",
     "UsageView",
+    "make_workload",
 ]

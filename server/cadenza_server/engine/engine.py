@@ -42,6 +42,7 @@ from cadenza_server.store.views import (
     JobFilter,
     JobView,
     Page,
+    ProgramKind,
     ReservationFilter,
     ReservationView,
     RunFilter,
@@ -52,7 +53,7 @@ from cadenza_server.store.views import (
 
 T = TypeVar("T")
 Estimate = Callable[[SubmitJob, JobContent], int | None]
-"""A predictor: the device time that a job will take, in nanoseconds; None: nothing is known of it."""
+"""The device time that a job will take, in nanoseconds; None: nothing is known of it."""
 
 
 class Engine:
@@ -60,7 +61,7 @@ class Engine:
 
     Every call may raise `Refusal` UNAVAILABLE: STOPPING, or STORE_UNAVAILABLE while the store cannot commit.
     `caller` on a read: refuse (PERMISSION_DENIED, NOT_OWNER) unless the thing is the caller's or the caller is an
-    operator; None: do not check. Lengths and times are nanoseconds.
+    operator; None: do not check. Lengths and times are nanoseconds. `estimate`: takes the predictor's place.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Engine:
         self._clock = clock
         self._ids = ids
         self._plans = dict(devices)
-        self._estimate = estimate
+        self._estimate = estimate or self._predict
         self._watches = Watches()
         self._writer = Writer(
             store=store,
@@ -111,7 +112,8 @@ class Engine:
     ) -> tuple[JobView, ...]:
         """Queue jobs, all or none, in order; returns when they are on disk, with the jobs as they were accepted.
 
-        A job whose name is "" is named here. Refused beside what the scheduler refuses: UNKNOWN_CIRCUIT.
+        A job whose name is "" is named here, and one without an estimate is given the predictor's. Refused beside what
+        the scheduler refuses: UNKNOWN_CIRCUIT.
         """
         if request is None:
             accepted = await self._submit(jobs, contents, None)
@@ -150,13 +152,11 @@ class Engine:
         prepared = []
         many = len(jobs) > 1
         for index, (job, content) in enumerate(zip(jobs, contents, strict=True)):
-            if not job.job:
-                job = _name(job, self._ids.make("job"))
-            if not self._ids.take(job.job):
-                named.append((f"jobs[{index}].job_id" if many else "job_id", job.job))
-            if self._estimate is not None and job.estimate is None:
-                job = replace(job, estimate=self._estimate(job, content))
-            prepared.append(job)
+            name = job.job or self._ids.make("job")
+            if not self._ids.take(name):
+                named.append((f"jobs[{index}].job_id" if many else "job_id", name))
+            estimate = self._estimate(job, content) if job.estimate is None else job.estimate
+            prepared.append(_complete(job, name, estimate))
         for field, name in named:
             # A live one is refused by the scheduler, after what is wrong with the rest of the command.
             if self._writer.scheduler.job_view(name) is None and await self._read(partial(reads.job_exists, job=name)):
@@ -168,6 +168,14 @@ class Engine:
         except Refusal as refusal:
             raise await self._explain(refusal, command) or refusal from None
         return answer.jobs
+
+    def _predict(self, job: SubmitJob, content: JobContent) -> int | None:
+        if content.program_kind is ProgramKind.CALIBRATION and content.min_duration_ns:
+            return content.min_duration_ns  # it keeps its device so long
+        user = job.user or job.caller.path
+        return self._writer.predictor.estimate(
+            job.device, user, content.workload, hint=content.estimate_hint_ns, limit=job.limit
+        )
 
     def _check_circuits(self, jobs: Sequence[SubmitJob], contents: Sequence[JobContent]) -> None:
         """Refuse a digest that neither the job's session nor a job before it in this call has brought."""
@@ -575,6 +583,7 @@ class Engine:
             queued_session=live.queued_session,
             queued_fair_share=live.queued_fair_share,
             properties=record.properties,
+            estimate_error=self._writer.predictor.error(name),
         )
 
     def usage_views(self, parent: str | None = None, *, device: str | None = None) -> tuple[UsageView, ...]:
@@ -618,8 +627,9 @@ class Engine:
         raise _unknown_path(path)
 
 
-def _name(job: SubmitJob, name: str) -> SubmitJob:
-    """The same job with a name. (`dataclasses.replace` takes thrice as long, which counts in calls of many jobs.)"""
+def _complete(job: SubmitJob, name: str, estimate: int | None) -> SubmitJob:
+    """The same job with a name and an estimate. (`dataclasses.replace` takes thrice as long, which counts in calls of
+    many jobs.)"""
     return SubmitJob(
         job=name,
         caller=job.caller,
@@ -628,7 +638,7 @@ def _name(job: SubmitJob, name: str) -> SubmitJob:
         device=job.device,
         session=job.session,
         priority=job.priority,
-        estimate=job.estimate,
+        estimate=estimate,
         limit=job.limit,
     )
 

@@ -35,6 +35,7 @@ class Payload:
         "new_digests",
         "program",
         "run",
+        "workload",
     )
 
     def __init__(self, event: JobQueued, content: JobContent, now: int, new_digests: tuple[bytes, ...]) -> None:
@@ -45,6 +46,7 @@ class Payload:
         self.min_duration_ns = content.min_duration_ns
         self.new_digests = new_digests
         self.digests = content.digests
+        self.workload = content.workload
         self.run: RunView | None = None
         self.committed = False
 
@@ -62,6 +64,11 @@ class Payload:
     def session(self) -> str | None:
         """Its session, also when it has outlived it."""
         return self._accepted[0].session
+
+    @property
+    def estimate_hint_ns(self) -> int | None:
+        """What the client guessed."""
+        return self._accepted[1].estimate_hint_ns
 
     @property
     def accepted(self) -> JobView:

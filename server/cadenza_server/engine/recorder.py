@@ -344,6 +344,7 @@ class Recorder:
                 b"".join(new_digests) or None,
                 b"".join(sorted(content.digests)) or None,
                 content.program if inline else None,
+                content.workload,
             ),
         )
         if not inline:

@@ -7,13 +7,14 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, select
 
+from cadenza_server.engine.predictor import INSTRUCTIVE_OUTCOMES, RESTORED_RUNS_MAX
 from cadenza_server.engine.recorder import DeviceRecord, SessionRecord
 from cadenza_server.model.paths import ancestors
 from cadenza_server.model.settings import DeviceSettings
 from cadenza_server.model.words import CloseReason, JobClass, JobReason, JobState, SessionMode, SessionState
 from cadenza_server.scheduling import state as scheduling
 from cadenza_server.scheduling.shares import NodeKind
-from cadenza_server.store.reads import last_event_number, split_digests
+from cadenza_server.store.reads import last_event_number, read_lengths, split_digests
 from cadenza_server.store.schema import devices, events, jobs, meta, requests, reservations, sessions, usage
 from cadenza_server.store.views import ReservationState
 
@@ -37,6 +38,8 @@ class Loaded:
     usage: dict[str, "UsageRow"] = field(default_factory=dict)
     circuits: list[tuple[str, tuple[bytes, ...], str]] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    lengths: list[tuple[str, str, bytes, int | None, int, int]] = field(default_factory=list)
+    """What the predictor learns from, see `reads.read_lengths`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ def load(connection: Connection) -> Loaded:
     for row in connection.execute(select(usage)):
         loaded.usage[row.path] = UsageRow(bool(row.is_user), row.shares, row.settled, row.exponent, row.charged_ns)
     loaded.requests = [(row[0], row[1]) for row in connection.execute(select(requests.c.caller, requests.c.request_id))]
+    loaded.lengths = read_lengths(connection, INSTRUCTIVE_OUTCOMES, RESTORED_RUNS_MAX)
     return loaded
 
 

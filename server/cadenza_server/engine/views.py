@@ -31,8 +31,19 @@ class JobContent:
     """SHA-256 -> serialised `cadenza.v1.Circuit`, of every circuit that the program brings itself."""
     digests: frozenset[bytes] = frozenset()
     """SHA-256 of every circuit that the program only names."""
-    shape: tuple[int, int, int] | None = None
-    """(qubits, bytes of circuits, shots times sets of values), for the predictor; None: not known."""
+    workload: bytes | None = None
+    """What the predictor knows the job by (`predictor.make_workload`); None: nothing, as of a calibration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateError:
+    """How far the estimates of a device's latest runs were from their lengths; see `predictor.measure_error`."""
+
+    run_count: int
+    factor_p50: float
+    factor_p90: float
+    difference_p50_ns: int
+    difference_p90_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +72,8 @@ class DeviceView:
     queued_fair_share: int
     properties: bytes | None
     """What the latest calibration measured, serialised `cadenza.v1.DeviceProperties`; None: as configured."""
+    estimate_error: EstimateError | None
+    """None: no run has ended yet that counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

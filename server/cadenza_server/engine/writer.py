@@ -18,6 +18,7 @@ from cadenza.v1 import program_pb2
 from cadenza_server.clock import Clock, Timer
 from cadenza_server.engine import event_json, restart
 from cadenza_server.engine.payloads import Circuits, Payload, Payloads, circuits_of
+from cadenza_server.engine.predictor import INSTRUCTIVE_OUTCOMES, Predictor
 from cadenza_server.engine.recorder import Published, Recorder, Report
 from cadenza_server.engine.views import JobContent, RequestKey
 from cadenza_server.engine.watches import Watches
@@ -143,6 +144,8 @@ class Writer:
         self._inputs: list[_Input] = []
         self._entering = False
         self._reports: dict[tuple[str, int], Report] = {}
+        self._predicted: dict[tuple[str, int], tuple[bytes | None, int | None, int]] = {}
+        """Of what runs, by job and attempt: workload, hint and estimate."""
         self._unit = _Unit()
         self._in_flight: _Unit | None = None
         self._commit_task: asyncio.Task[None] | None = None
@@ -158,6 +161,7 @@ class Writer:
     def _forget_memory(self) -> None:
         self.payloads = Payloads()
         self.circuits = Circuits()
+        self.predictor = Predictor(self._settings)
         self.recorder = Recorder(self._settings, self.payloads, self.circuits, is_watched=self._watches.is_watched)
         self.scheduler = Scheduler(self._settings, shares=self._shares, half_life=self._half_life, start=self._last_now)
 
@@ -212,6 +216,8 @@ class Writer:
         for session, digests, job in loaded.circuits:
             self.circuits.add(session, digests, job)
         recorder.take_up_jobs(loaded.jobs)
+        for length in loaded.lengths:
+            self.predictor.learn(*length)
         self.seen_requests = {hash(key) for key in loaded.requests}
         commands += [SetDeviceReady(device=name, ready=ready) for name, ready in self.ready.items()]
         self._inputs = [_Input(command) for command in commands]
@@ -401,6 +407,7 @@ class Writer:
         for event in outcome.events:
             if isinstance(event, RunFinished):
                 self._reports.pop((event.job, event.attempt), None)
+                self._learn(event)
         for started in waiting:
             if not self._run_from_memory(started, self.payloads.get(started.job)):
                 self._run_from_store(started)
@@ -457,7 +464,7 @@ class Writer:
         circuits = self._circuits_in_memory(event.session, source.digests, own, source.program)
         if circuits is None:
             return False
-        self._run(event, source.program, source.min_duration_ns, circuits)
+        self._run(event, source, circuits)
         return True
 
     def _run_from_store(self, event: RunStarted) -> None:
@@ -465,15 +472,18 @@ class Writer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _run(self, event: RunStarted, program: bytes, min_duration_ns: int, circuits: Mapping[bytes, bytes]) -> None:
+    def _run(
+        self, event: RunStarted, source: Payload | JobContent | reads.ProgramRow, circuits: Mapping[bytes, bytes]
+    ) -> None:
+        self._predicted[event.job, event.attempt] = (source.workload, source.estimate_hint_ns, event.estimate)
         self.devices[event.device].run(
             Assignment(
                 job=event.job,
                 attempt=event.attempt,
-                program=program,
+                program=source.program,
                 circuits=circuits,
                 limit_ns=event.limit,
-                min_duration_ns=min_duration_ns,
+                min_duration_ns=source.min_duration_ns,
                 epoch=event.epoch,
             )
         )
@@ -532,7 +542,7 @@ class Writer:
             )
             return
         row, circuits = found
-        self._run(event, row.program, row.min_duration_ns, circuits)
+        self._run(event, row, circuits)
 
     async def _fetch(self, event: RunStarted) -> tuple[Payload | reads.ProgramRow, Mapping[bytes, bytes]] | None:
         """What a run executes, from the store; None if the store does not have it. Raises `StoreError`."""
@@ -562,6 +572,11 @@ class Writer:
                 self.devices[event.device].stop_run(event.job, event.attempt)
         if not self.running and self._idle is not None:
             self._idle.set()
+
+    def _learn(self, event: RunFinished) -> None:
+        workload, hint, estimate = self._predicted.pop((event.job, event.attempt), (None, None, 0))
+        if workload is not None and event.outcome in INSTRUCTIVE_OUTCOMES:
+            self.predictor.learn(event.device, event.user, workload, hint, estimate, event.end - event.start)
 
     # --- commits ------------------------------------------------------------------------------------------------
     def _kick(self) -> None:
@@ -651,6 +666,7 @@ class Writer:
         self._unit = _Unit()
         self._inputs = []
         self._reports.clear()
+        self._predicted.clear()
         for name, (job, attempt) in self.running.items():
             self.devices[name].stop_run(job, attempt)
         self.running.clear()
