@@ -7,11 +7,8 @@ The seed is CADENZA_SEED, else the commit; it is printed with every failure.
 
 import os
 import random
-import subprocess
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,22 +26,9 @@ from _fastqueue import (
     Queue,
     reference,
 )
+from tests.simulation.seeds import run_seed
 
-
-def _seed() -> int:
-    given = os.environ.get("CADENZA_SEED")
-    if given is not None:
-        return int(given)
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, check=True, text=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return 0
-    return zlib.crc32(commit.strip().encode())
-
-
-SEED = _seed()
+SEED = run_seed()
 
 
 @dataclass(eq=False)

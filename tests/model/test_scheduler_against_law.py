@@ -1,7 +1,5 @@
 """The scheduler agrees with the brute-force model of the law, on the conformance suite and on random scenarios."""
 
-import os
-import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import yaml
 from tests.model.comparison import check_seed, compare
 from tests.model.law import play, unmet
 from tests.model.random_scenarios import make_scenario, to_yaml
+from tests.simulation.seeds import run_seed
 
 HERE = Path(__file__).parent
 SCENARIOS = sorted([*(HERE.parent / "scenarios").glob("*.yaml"), *(HERE / "findings").glob("*.yaml")])
@@ -25,18 +24,6 @@ RULES_SELDOM_MET = {
     "5.6: first job of INACTIVE session cancelled",
 }
 """They come about once in 500 scenarios: the command for millions meets them."""
-
-
-def run_seed() -> int:
-    """Of this run of the tests: CADENZA_SEED, else the commit's hash."""
-    if given := os.environ.get("CADENZA_SEED"):
-        return int(given)
-    git = ["git", "rev-parse", "--short=8", "HEAD"]
-    try:
-        found = subprocess.run(git, cwd=HERE, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return 0  # not a clone: an unpacked sdist
-    return int(found.stdout.strip()[:8], 16)
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)

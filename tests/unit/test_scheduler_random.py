@@ -38,11 +38,12 @@ from cadenza_server.model.events import (
 from cadenza_server.model.settings import RUNTIME_2023, RUNTIME_2024, SECOND, DeviceSettings
 from cadenza_server.model.words import JobClass, Pending, RunOutcome, SessionMode, SessionState
 from cadenza_server.scheduling import Scheduler
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import _fastqueue
 from _fastqueue import reference
+from tests.simulation.seeds import run_seed
 
 SHORT = {
     "interactive_ttl_dedicated": 4 * SECOND,
@@ -184,9 +185,11 @@ def fresh(devices: dict[str, DeviceSettings], queue: Callable[[int], _fastqueue.
     return Drive(Scheduler(devices, half_life=HALF_LIFE, remember_final=True, _queue=queue))
 
 
+SEED = seed(run_seed())
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
+@SEED
 @EXAMPLES
 @given(steps=STEPS)
 def test_both_queues_decide_alike(steps: list[Step]) -> None:
@@ -199,6 +202,7 @@ def test_both_queues_decide_alike(steps: list[Step]) -> None:
     assert compiled.scheduler.state() == plain.scheduler.state()
 
 
+@SEED
 @EXAMPLES
 @given(before=STEPS, after=STEPS)
 def test_restored_scheduler_goes_on_alike(before: list[Step], after: list[Step]) -> None:
@@ -217,6 +221,7 @@ def test_restored_scheduler_goes_on_alike(before: list[Step], after: list[Step])
     assert one.scheduler.state() == other.scheduler.state()
 
 
+@SEED
 @EXAMPLES
 @given(before=STEPS, after=STEPS, slept=st.integers(0, 30))
 def test_restart_goes_on_as_if_the_server_had_only_paused(before: list[Step], after: list[Step], slept: int) -> None:
@@ -236,6 +241,7 @@ def test_restart_goes_on_as_if_the_server_had_only_paused(before: list[Step], af
     assert one.scheduler.state() == other.scheduler.state()
 
 
+@SEED
 @EXAMPLES
 @given(steps=STEPS)
 def test_what_is_charged_is_what_was_run_and_held_and_every_job_has_one_end(steps: list[Step]) -> None:

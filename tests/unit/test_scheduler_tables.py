@@ -6,8 +6,10 @@ from cadenza_server.model.words import JobState, SessionState
 from cadenza_server.scheduling.deadlines import Deadline, DeadlineKind, Deadlines
 from cadenza_server.scheduling.jobs import JOB_TRANSITIONS, JobEvent
 from cadenza_server.scheduling.sessions import SESSION_TRANSITIONS, SessionEvent
-from hypothesis import given
+from hypothesis import given, seed
 from hypothesis import strategies as st
+
+from tests.simulation.seeds import run_seed
 
 
 def test_no_final_state_of_a_job_ever_changes() -> None:
@@ -41,6 +43,7 @@ def test_rows_that_say_any_but_closed_hold_for_every_such_state() -> None:
             assert SESSION_TRANSITIONS[state, event] is SessionState.CLOSED
 
 
+@seed(run_seed())
 @given(
     st.lists(
         st.tuples(
