@@ -100,6 +100,16 @@ def test_a_device_is_shown_with_settings_and_properties(run: Run) -> None:
     assert "readout error" not in ideal
 
 
+def test_a_device_tells_how_far_its_estimates_were_off(run: Run, bell: str) -> None:
+    good(run("submit", bell, "--device", "spare", "--wait"))
+    error = one(run("devices", "spare", "--json"))["estimate_error"]
+    assert error["factor_p90"] >= error["factor_p50"] >= 1
+    told = facts(good(run("devices", "spare")))["estimates off by"]
+    assert re.fullmatch(r"\S+x or .+ \(half of \d+ runs?\), \S+x or .+ \(nine in ten\)", told)
+    (row,) = (line for line in good(run("devices")).splitlines() if line.startswith("spare"))
+    assert re.fullmatch(r"[\d.e+]+x", row.split()[-1])
+
+
 def test_an_unknown_device_is_refused_with_the_servers_sentence(run: Run) -> None:
     said = refused(run("devices", "nowhere"), "UNKNOWN_DEVICE")
     assert "nowhere" in said

@@ -32,6 +32,7 @@ from cadenza_server.engine import (
     SessionJobsEnded,
     SessionSnapshot,
     TimeOrderedIds,
+    make_workload,
     restart,
 )
 from cadenza_server.engine import watches as watches_module
@@ -70,6 +71,7 @@ START = 1_000 * SECOND
 ALICE = Caller("lab/alice")
 BOB = Caller("lab/bob")
 OPERATOR = Caller("root", operator=True)
+GHZ = make_workload("SAMPLER", [hashlib.sha256(b"ghz").digest()], qubits=2, size=500, work=1000)
 
 
 class HandDevice:
@@ -382,6 +384,47 @@ async def test_large_programs_and_those_that_memory_does_not_keep_run_all_the_sa
         assert await home.engine.get_program(job) == program
         home.device.end()
     await wait_state(home.engine, jobs[-1], JobState.SUCCEEDED)
+
+
+async def test_history_is_learnt_of_jobs_that_memory_does_not_keep_and_over_a_crash(home: Home) -> None:
+    home.engine._writer.payloads._bytes_max = 0
+    for _ in range(2):  # the second waits, so that its program is read from the store
+        await home.submit(content=content_of(workload=GHZ))
+    for length in (3 * SECOND, 5 * SECOND):
+        await settle(lambda: home.device.running is not None)
+        home.clock.advance(length)
+        home.device.end()
+    assert (await home.engine.get_job(await home.submit(content=content_of(workload=GHZ)))).estimate_ns == 5 * SECOND
+    error = home.engine.device_view("aer").estimate_error
+    assert error is not None
+    assert (error.run_count, error.factor_p50, error.difference_p90_ns) == (2, 3.0, 4 * SECOND)
+    await home.crash()
+    await home.open()
+    assert home.engine.device_view("aer").estimate_error == error
+    assert (await home.engine.get_job(await home.submit(content=content_of(workload=GHZ)))).estimate_ns == 5 * SECOND
+
+
+async def test_runs_that_did_not_come_to_their_end_teach_nothing_and_a_limit_that_was_reached_does(home: Home) -> None:
+    for outcome in (RunOutcome.EXECUTION_ERROR, RunOutcome.WORKER_LOST):
+        job = await home.submit(content=content_of(workload=GHZ), limit=20 * SECOND)
+        await settle(lambda: home.device.running is not None)
+        home.clock.advance(2 * SECOND)
+        home.device.end(outcome)
+    await home.engine.execute(CancelJob(job=job, caller=ALICE))
+    assert home.engine.device_view("aer").estimate_error is None
+    job = await home.submit(content=content_of(workload=GHZ), limit=20 * SECOND)
+    assert (await home.engine.get_job(job)).estimate_ns == 20 * SECOND
+    home.clock.advance(20 * SECOND)
+    home.device.end(RunOutcome.RAN_TOO_LONG)
+    unlimited = await home.submit(content=content_of(workload=GHZ))
+    assert (await home.engine.get_job(unlimited)).estimate_ns == 20 * SECOND
+    assert not home.engine._writer._predicted.keys() - {(unlimited, 1)}
+
+
+async def test_a_calibration_is_expected_to_take_the_time_that_it_asks_for(home: Home) -> None:
+    content = replace(content_of(min_duration_ns=9 * SECOND), program_kind=ProgramKind.CALIBRATION)
+    job = await home.submit(OPERATOR, job_class=JobClass.CALIBRATION, content=content)
+    assert (await home.engine.get_job(job)).estimate_ns == 9 * SECOND
 
 
 async def test_automatic_calibrations_run_the_devices_own_measurement(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from qiskit.circuit.library.standard_gates import get_standard_gate_name_mapping
 from qiskit.providers import BackendV2, Options, QubitProperties
 from qiskit.transpiler import InstructionProperties, Target
 
-from cadenza._times import read_time
+from cadenza._times import read_seconds, read_time
 from cadenza.v1 import device_pb2
 
 if TYPE_CHECKING:
@@ -224,6 +224,25 @@ class CadenzaBackend(BackendV2):  # type: ignore[misc]
             qubits={qubit.qubit: qubit for qubit in properties.qubits},
             gates={(gate.gate, tuple(gate.qubits)): gate for gate in properties.gates},
         )
+
+    def estimate_error(self) -> dict[str, float] | None:
+        """How far the scheduler's estimates were from the lengths of its latest runs, asked for now; None: none has
+        ended yet.
+
+        `run_count`: how many runs; `factor_p50`, `factor_p90`: the larger of the two divided by the smaller, in half of
+        the runs and in nine of ten at most so much; `seconds_p50`, `seconds_p90`: the same of the difference.
+        """
+        device = self.service.client.get_device(self.name)
+        if not device.HasField("estimate_error"):
+            return None
+        error = device.estimate_error
+        return {
+            "run_count": error.run_count,
+            "factor_p50": error.factor_p50,
+            "factor_p90": error.factor_p90,
+            "seconds_p50": read_seconds(error.difference_p50),
+            "seconds_p90": read_seconds(error.difference_p90),
+        }
 
     def refresh(self) -> None:
         """Ask the server for what the device is now: a calibration changes errors and the target."""

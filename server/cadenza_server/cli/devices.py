@@ -134,11 +134,12 @@ def _devices_table(found: "Iterable[Device]") -> "RenderableType":
             output.or_absent(each.running_user),
             output.or_absent(each.active_user),
             each.queue_counts.calibration + each.queue_counts.session + each.queue_counts.fair_share,
+            f"{each.estimate_error.factor_p50:.3g}x" if each.HasField("estimate_error") else ABSENT,
         )
         for each in found
     ]
-    header = ("DEVICE", "KIND", "STATE", "QUBITS", "NOISY", "EPOCH", "RUNS JOB OF", "SESSION OF", "WAITING")
-    return output.make_table(header, rows, right=("QUBITS", "EPOCH", "WAITING"))
+    header = ("DEVICE", "KIND", "STATE", "QUBITS", "NOISY", "EPOCH", "RUNS JOB OF", "SESSION OF", "WAITING", "EST OFF")
+    return output.make_table(header, rows, right=("QUBITS", "EPOCH", "WAITING", "EST OFF"))
 
 
 def _device_facts(device: "Device", now: datetime) -> list[tuple[str, object]]:
@@ -161,8 +162,20 @@ def _device_facts(device: "Device", now: datetime) -> list[tuple[str, object]]:
         ("epoch", device.epoch),
         ("calibrated", output.time_or_absent(device, "calibrate_time", now)),
         ("next calibration", output.time_or_absent(device, "next_calibration_time", now)),
+        ("estimates off by", _estimate_error(device)),
     ]
     return facts
+
+
+def _estimate_error(device: "Device") -> str:
+    """How far the estimates of the latest runs were off at most, as a factor and a time: in half of them, in nine of
+    ten."""
+    if not device.HasField("estimate_error"):
+        return ABSENT
+    error = device.estimate_error
+    middle, most = (output.length_or_absent(error, f"difference_p{percent}") for percent in (50, 90))
+    runs = "1 run" if error.run_count == 1 else f"{error.run_count} runs"
+    return f"{error.factor_p50:.3g}x or {middle} (half of {runs}), {error.factor_p90:.3g}x or {most} (nine in ten)"
 
 
 def _setting_facts(device: "Device") -> list[tuple[str, object]]:

@@ -99,12 +99,18 @@ def _job_facts(job: "Job", now: datetime) -> list[tuple[str, object]]:
         ("ended", output.time_or_absent(job, "end_time", now)),
         ("limit", output.length_or_absent(job, "max_execution_time")),
         ("estimate", output.length_or_absent(job, "estimate")),
-        ("charged", output.length_or_absent(job, "charged")),
+        ("charged", _charged(job)),
         ("epoch", job.epoch if job.HasField("epoch") else ABSENT),
     ]
     if job.HasField("cache_expire_time"):
         facts.append(("must start by", output.format_time(job.cache_expire_time, now)))
     return facts
+
+
+def _charged(job: "Job") -> str:
+    """How much, and to whom: the owner, and with the owner every account above."""
+    length = output.length_or_absent(job, "charged")
+    return f"{length} to {job.user}" if job.charged.seconds or job.charged.nanos else length
 
 
 def _runs_table(runs: "Sequence[Run]", now: datetime) -> "RenderableType":
@@ -129,12 +135,14 @@ def _runs_table(runs: "Sequence[Run]", now: datetime) -> "RenderableType":
 
 
 def _chosen_over(run: "Run") -> str:
-    """The runner-up of a pick by fair share, with the usages over shares that decided."""
+    """The runner-up of a pick by fair share: the user whose job it was, then the two nodes that were compared, with the
+    usages over shares that decided."""
     if not run.runner_up:
         return ABSENT
     if not run.HasField("chosen_usage") or not run.HasField("runner_up_usage"):
         return run.runner_up
-    return f"{run.runner_up} ({run.chosen_usage:.3g} <= {run.runner_up_usage:.3g})"
+    compared = f"{run.chosen} {run.chosen_usage:.3g} <= {run.runner_up} {run.runner_up_usage:.3g}"
+    return f"{run.runner_up_user or run.runner_up} ({compared})"
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
