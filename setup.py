@@ -12,7 +12,7 @@ setup(
             ["_fastqueue/_queue.pyx"],
             depends=["_fastqueue/_queue.pxd"],
             # Usage is defined as IEEE doubles without contraction or reassociation (semantics 6).
-            extra_compile_args=["-O2", "-ffp-contract=off"],
+            extra_compile_args=["-O3", "-ffp-contract=off"],
         )
     ]
 )

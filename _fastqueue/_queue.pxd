@@ -89,7 +89,7 @@ cdef struct Node:         # 64 bytes, a line: an account or a user
     double settled        # times 2**-State.exponent
     double flight         # charges in flight, times 2**-State.exponent
     double shares
-    uint64_t key          # (settled + flight) / shares as an integer of the same order, as in its slots
+    double key            # (settled + flight) / shares, as in its slots
     uint32_t parent
     uint32_t runs         # in flight
     Entry entry           # the entry with the index of the node
@@ -97,15 +97,19 @@ cdef struct Node:         # 64 bytes, a line: an account or a user
     uint8_t flags
 
 
+cdef struct Slot:
+    uint64_t order        # in an inner block, with the usage, a lower bound of the keys behind the slot
+    int64_t estimate      # the least behind the slot
+
+
 cdef struct Block:        # WIDE_SIZE bytes, seven lines; in a narrow tree NARROW_SIZE, five: it ends before `usage`
-    uint16_t count
-    uint16_t height                # 0: leaf
-    uint32_t ref[BLOCK_SLOTS]      # leaf: Entry, Job or Session; inner: Block
-    int64_t least                  # of the estimates
-    uint64_t order[BLOCK_SLOTS]    # in an inner block a lower bound of the keys behind the slot
-    int64_t estimate[BLOCK_SLOTS]  # the least behind the slot
-    uint64_t unused
-    uint64_t usage[BLOCK_SLOTS]    # usage / shares as an integer of the same order
+    int64_t least         # of the estimates
+    uint64_t places       # the slots by rank, four bits each, and then the free ones
+    uint8_t count
+    uint8_t height        # 0: leaf
+    uint32_t ref[BLOCK_SLOTS]  # leaf: Entry, Job or Session; inner: Block
+    Slot slot[BLOCK_SLOTS]
+    double usage[BLOCK_SLOTS + 1]  # of a free slot (the one too many counts as one): not a number
 
 
 cdef struct Session:
@@ -128,7 +132,21 @@ cdef struct Session:
     uint8_t lapse_stands
 
 
+cdef enum:
+    AHEAD = 6          # children of the root whose way is fetched before they are picked
+    WAY_END = 0
+    WAY_ENTRY = 1
+    WAY_WIDE = 2
+    WAY_NARROW = 3
+
+
+cdef struct Way:       # to a pick to come, as far as it has been fetched
+    uint32_t index     # Entry or Block
+    uint32_t at
+
+
 cdef struct Device:
+    Way way[AHEAD]
     int64_t next_start
     int64_t clock         # the latest instant of a pick
     int64_t inside

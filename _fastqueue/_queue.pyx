@@ -20,7 +20,7 @@ The law of this file; every function may rely on it and leaves it behind true:
 """
 
 from cpython.exc cimport PyErr_NoMemory
-from libc.math cimport exp2, expm1, isfinite, ldexp, log
+from libc.math cimport INFINITY, NAN, exp2, expm1, isfinite, ldexp, log
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport abort, free, malloc, qsort, realloc
 from libc.string cimport memcpy, memset
@@ -50,15 +50,26 @@ cdef extern from *:
     #else
     #define cadenza_prefetch(line) ((void)(line))
     #endif
-    /* How many of keys[first..count) are smaller. All 15 are looked at, and no branch depends on where the key falls. */
-    static inline int cadenza_smaller(const uint64_t *keys, int first, int count, uint64_t key) {
-        int smaller = 0;
+    /* How many of 16 keys are smaller: all are looked at, and no branch depends on where the key falls. */
+    #if defined(__GNUC__) || defined(__clang__)
+    typedef double cadenza_keys __attribute__((vector_size(16), may_alias));
+    typedef int64_t cadenza_counts __attribute__((vector_size(16)));
+    static inline int cadenza_smaller(const double *keys, double key) {
+        cadenza_keys all = {key, key};
+        cadenza_counts smaller = {0, 0};
     #if defined(__GNUC__)
-    #pragma GCC unroll 15
+    #pragma GCC unroll 8
     #endif
-        for (int i = 0; i < 15; i++) smaller += (keys[i] < key) & (i >= first) & (i < count);
+        for (int i = 0; i < 8; i++) smaller -= ((const cadenza_keys *)keys)[i] < all;
+        return (int)(smaller[0] + smaller[1]);
+    }
+    #else
+    static inline int cadenza_smaller(const double *keys, double key) {
+        int smaller = 0;
+        for (int i = 0; i < 16; i++) smaller += keys[i] < key;
         return smaller;
     }
+    #endif
     /* a / b for 0 <= a < b, correctly rounded (as Python divides its integers), also beyond 2**53. */
     static double cadenza_fraction(int64_t a, int64_t b) {
         const int64_t exact = (int64_t)1 << 53;
@@ -76,7 +87,7 @@ cdef extern from *:
     }
     """
     double cadenza_fraction(int64_t a, int64_t b) noexcept nogil
-    int cadenza_smaller(const uint64_t *keys, int first, int count, uint64_t key) noexcept nogil
+    int cadenza_smaller(const double *keys, double key) noexcept nogil
     void cadenza_prefetch(const char *line) noexcept nogil
     void *cadenza_chunk(size_t size, int first) noexcept nogil
 
@@ -87,7 +98,6 @@ cdef enum:
     BLOCK_SHIFT = 13
     SESSION_SHIFT = 8
     DEVICE_SHIFT = 4
-    AHEAD = 6                 # children of the root whose way is fetched before they are picked
     BLOCKS_KEPT = 40          # free blocks that a change of one device may need
     MERGE_BELOW = 5           # a block with fewer slots looks for a neighbour to merge with
     MERGED_MAX = 12           # slots in a merged block: room is left for the next ones
@@ -101,6 +111,7 @@ cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
 cdef uint64_t NOT_FIRST = <uint64_t>1 << 63
 cdef uint64_t SEQ_MAX = (<uint64_t>1 << 48) - 1
 cdef uint64_t SIGN = <uint64_t>1 << 63
+cdef uint64_t PLACES = 0xEDCBA9876543210
 
 NEVER = 2**63 - 1
 ROOT = 0
@@ -226,12 +237,11 @@ cdef inline Block *block_at(State *q, bint wide, uint32_t i) noexcept nogil:
     return <Block *>(q.narrow.chunks[i >> BLOCK_SHIFT] + at * NARROW_SIZE)
 
 
-cdef inline void fetch(const void *record, int size) noexcept nogil:
-    """Ask for all lines of a record at once, where they would otherwise be waited for one after the other."""
-    cdef int at = 0
-    while at < size:
-        cadenza_prefetch(<const char *>record + at)
-        at += LINE
+cdef inline void fetch_wide(Block *b) noexcept nogil:
+    """Ask for what a search looks at."""
+    cadenza_prefetch(<const char *>b)
+    cadenza_prefetch(<const char *>b.usage)
+    cadenza_prefetch(<const char *>b.usage + LINE)
 
 
 cdef inline Session *session_at(State *q, uint32_t i) noexcept nogil:
@@ -242,63 +252,175 @@ cdef inline Device *device_at(State *q, uint32_t i) noexcept nogil:
     return <Device *>q.devices.chunks[i >> DEVICE_SHIFT] + (i & ((1 << DEVICE_SHIFT) - 1))
 
 
-# --- trees --------------------------------------------------------------------------------------------------------
-# In an inner block the key of slot i > 0 is no more than any key behind it and more than all keys behind slot i - 1; the
-# key of slot 0 is never read. Keys are unique.
+# --- trees ------------------------------------------------------------------------------------------------------------
+# Slots never move within a block: `places` says where the slot of each rank is, in four bits each, then the free ones.
+# In an inner block the key of rank i > 0 is no more than any key behind it and more than all keys behind rank i - 1; the
+# key of rank 0 is below all. Keys are unique. The usage of a free slot is not a number: no search counts it.
 
 cdef struct Path:
     uint32_t block[BLOCK_LEVELS]
-    int slot[BLOCK_LEVELS]
+    int rank[BLOCK_LEVELS]
     int last                 # the leaf's level, counted from the root
 
 
-cdef inline int block_find(Block *b, bint wide, int first, uint64_t usage, uint64_t order) noexcept nogil:
-    """The first slot from `first` (0 or 1) on whose key is not smaller."""
+cdef inline int slot_at(Block *b, int rank) noexcept nogil:
+    return <int>(b.places >> (4 * rank)) & 15
+
+
+cdef inline uint32_t ref_at(Block *b, int rank) noexcept nogil:
+    return b.ref[slot_at(b, rank)]
+
+
+cdef inline uint64_t order_at(Block *b, int rank) noexcept nogil:
+    return b.slot[slot_at(b, rank)].order
+
+
+cdef inline int64_t estimate_at(Block *b, int rank) noexcept nogil:
+    return b.slot[slot_at(b, rank)].estimate
+
+
+cdef inline double usage_at(Block *b, int rank) noexcept nogil:
+    return b.usage[slot_at(b, rank)]
+
+
+cdef inline uint32_t block_take(State *q, bint wide) noexcept nogil:
+    cdef uint32_t index = pool_take(&q.wide if wide else &q.narrow)
+    cdef Block *b = block_at(q, wide, index)
     cdef int i
-    if not wide:
-        return first + cadenza_smaller(b.order, first, b.count, order)
-    i = first + cadenza_smaller(b.usage, first, b.count, usage)
-    while i < b.count and b.usage[i] == usage and b.order[i] < order:
-        i += 1
+    b.places = PLACES
+    b.least = FOREVER
+    if wide:
+        for i in range(BLOCK_SLOTS + 1):
+            b.usage[i] = NAN
+    return index
+
+
+cdef inline int block_find(Block *b, bint wide, double usage, uint64_t order) noexcept nogil:
+    """The first rank whose key is not smaller."""
+    cdef int i
+    if wide:
+        i = cadenza_smaller(b.usage, usage)
+        while i < b.count and usage_at(b, i) == usage and order_at(b, i) < order:
+            i += 1
+        return i
+    i = b.count
+    while i and order_at(b, i - 1) >= order:
+        i -= 1
     return i
 
 
 cdef inline void block_renew(Block *b) noexcept nogil:
     cdef int64_t least = FOREVER
+    cdef int64_t estimate
     cdef int i
     for i in range(b.count):
-        least = b.estimate[i] if b.estimate[i] < least else least
+        estimate = estimate_at(b, i)
+        least = estimate if estimate < least else least
     b.least = least
 
 
 cdef inline void block_estimate(Block *b, int i, int64_t estimate) noexcept nogil:
-    """Change the estimate of slot i."""
-    cdef int64_t old = b.estimate[i]
-    b.estimate[i] = estimate
+    """Change the estimate of rank i."""
+    cdef int slot = slot_at(b, i)
+    cdef int64_t old = b.slot[slot].estimate
+    b.slot[slot].estimate = estimate
     if estimate <= b.least:
         b.least = estimate
     elif old == b.least:
         block_renew(b)
 
 
-cdef inline void tree_seek(
-    State *q, bint wide, uint32_t root, uint64_t usage, uint64_t order, Path *path
+cdef inline void block_open(
+    Block *b, bint wide, int i, double usage, uint64_t order, int64_t estimate, uint32_t ref
 ) noexcept nogil:
-    """The path to the leaf where the key is or belongs, and its slot there."""
+    """Put a slot in at rank i."""
+    cdef int slot = slot_at(b, b.count)
+    cdef uint64_t below = (<uint64_t>1 << (4 * i)) - 1
+    cdef uint64_t above = ~<uint64_t>0 << (4 * b.count) << 4
+    b.places = (
+        (b.places & below) | (<uint64_t>slot << (4 * i)) | ((b.places & ~above & ~below) << 4 & ~above)
+        | (b.places & above)
+    )
+    b.count += 1
+    b.slot[slot].order = order
+    b.slot[slot].estimate = estimate
+    b.ref[slot] = ref
+    if wide:
+        b.usage[slot] = usage
+    if estimate < b.least:
+        b.least = estimate
+
+
+cdef inline void block_close(Block *b, bint wide, int i) noexcept nogil:
+    """Take the slot at rank i out; it is the next to be given away."""
+    cdef int slot = slot_at(b, i)
+    cdef int last = b.count - 1
+    cdef uint64_t below = (<uint64_t>1 << (4 * i)) - 1
+    cdef uint64_t above = ~<uint64_t>0 << (4 * last) << 4
+    b.places = (
+        (b.places & below) | ((b.places & ~above) >> 4 & ~below) | (<uint64_t>slot << (4 * last)) | (b.places & above)
+    )
+    b.count = last
+    if wide:
+        b.usage[slot] = NAN
+    if b.slot[slot].estimate == b.least:
+        block_renew(b)
+    if i == 0 and b.height and last:
+        block_lowest(b, wide)
+
+
+cdef inline void block_lowest(Block *b, bint wide) noexcept nogil:
+    """Let the key of an inner block's rank 0 be below all."""
+    cdef int slot = slot_at(b, 0)
+    b.slot[slot].order = 0
+    if wide:
+        b.usage[slot] = -INFINITY
+
+
+cdef void block_append(Block *to, bint wide, Block *source, int first) noexcept nogil:
+    """Move the slots from rank `first` on to the end of another block."""
+    cdef int i, slot
+    for i in range(first, source.count):
+        slot = slot_at(source, i)
+        block_open(
+            to, wide, to.count, source.usage[slot] if wide else 0.0, source.slot[slot].order,
+            source.slot[slot].estimate, source.ref[slot]
+        )
+        if wide:
+            source.usage[slot] = NAN
+    source.count = first
+
+
+cdef inline void tree_seek(
+    State *q, bint wide, uint32_t root, double usage, uint64_t order, Path *path
+) noexcept nogil:
+    """The path to the leaf where the key is or belongs, and its rank there."""
     cdef int level = 0
     cdef int i
     cdef Block *b = block_at(q, wide, root)
     while b.height:
-        i = block_find(b, wide, 1, usage, order + 1) - 1
+        i = block_find(b, wide, usage, order + 1) - 1
         path.block[level] = root
-        path.slot[level] = i
+        path.rank[level] = i
         level += 1
-        root = b.ref[i]
+        root = ref_at(b, i)
         b = block_at(q, wide, root)
-        fetch(b, WIDE_SIZE if wide else NARROW_SIZE)
     path.block[level] = root
-    path.slot[level] = block_find(b, wide, 0, usage, order)
+    path.rank[level] = block_find(b, wide, usage, order)
     path.last = level
+
+
+cdef inline void tree_seek_first(State *q, bint wide, uint32_t root, Path *path) noexcept nogil:
+    cdef Block *b = block_at(q, wide, root)
+    path.last = 0
+    path.block[0] = root
+    path.rank[0] = 0
+    while b.height:
+        root = ref_at(b, 0)
+        b = block_at(q, wide, root)
+        path.last += 1
+        path.block[path.last] = root
+        path.rank[path.last] = 0
 
 
 cdef inline void tree_renew(State *q, bint wide, Path *path, int level) noexcept nogil:
@@ -309,131 +431,95 @@ cdef inline void tree_renew(State *q, bint wide, Path *path, int level) noexcept
         least = block_at(q, wide, path.block[level]).least
         level -= 1
         above = block_at(q, wide, path.block[level])
-        if above.estimate[path.slot[level]] == least:
+        if estimate_at(above, path.rank[level]) == least:
             return
-        block_estimate(above, path.slot[level], least)
-
-
-cdef inline void block_shift(Block *b, bint wide, int first, int end, int by) noexcept nogil:
-    """Move the slots [first, end) within the block by one: `by` is 1 or -1."""
-    cdef int i = end - 1 if by > 0 else first
-    cdef int count = end - first
-    while count > 0:
-        b.order[i + by] = b.order[i]
-        b.estimate[i + by] = b.estimate[i]
-        b.ref[i + by] = b.ref[i]
-        if wide:
-            b.usage[i + by] = b.usage[i]
-        i -= by
-        count -= 1
-
-
-cdef inline void block_copy(Block *to, bint wide, int at, Block *source, int first, int count) noexcept nogil:
-    memcpy(&to.order[at], &source.order[first], count * sizeof(uint64_t))
-    memcpy(&to.estimate[at], &source.estimate[first], count * sizeof(int64_t))
-    memcpy(&to.ref[at], &source.ref[first], count * sizeof(uint32_t))
-    if wide:
-        memcpy(&to.usage[at], &source.usage[first], count * sizeof(uint64_t))
-
-
-cdef inline void block_set(
-    Block *b, bint wide, int i, uint64_t usage, uint64_t order, int64_t estimate, uint32_t ref
-) noexcept nogil:
-    if wide:
-        b.usage[i] = usage
-    b.order[i] = order
-    b.estimate[i] = estimate
-    b.ref[i] = ref
-
-
-cdef inline void block_open(
-    Block *b, bint wide, int i, uint64_t usage, uint64_t order, int64_t estimate, uint32_t ref
-) noexcept nogil:
-    """Put a slot in at i."""
-    block_shift(b, wide, i, b.count, 1)
-    block_set(b, wide, i, usage, order, estimate, ref)
-    b.count += 1
-    if estimate < b.least:
-        b.least = estimate
-
-
-cdef inline void block_close(Block *b, bint wide, int i) noexcept nogil:
-    """Take slot i out."""
-    cdef int64_t estimate = b.estimate[i]
-    block_shift(b, wide, i + 1, b.count, -1)
-    b.count -= 1
-    if estimate == b.least:
-        block_renew(b)
+        block_estimate(above, path.rank[level], least)
 
 
 cdef void tree_insert(
-    State *q, bint wide, uint32_t *root, uint64_t usage, uint64_t order, int64_t estimate, uint32_t ref
+    State *q, bint wide, uint32_t *root, double usage, uint64_t order, int64_t estimate, uint32_t ref
 ) noexcept nogil:
     cdef Path path
+    if root[0] == 0:
+        root[0] = block_take(q, wide)
+        block_open(block_at(q, wide, root[0]), wide, 0, usage, order, estimate, ref)
+        return
+    tree_seek(q, wide, root[0], usage, order, &path)
+    tree_open(q, wide, root, &path, usage, order, estimate, ref)
+
+
+cdef inline void tree_open(
+    State *q, bint wide, uint32_t *root, Path *path, double usage, uint64_t order, int64_t estimate, uint32_t ref
+) noexcept nogil:
+    """Put a slot in at the end of the path."""
+    cdef Block *b = block_at(q, wide, path.block[path.last])
+    cdef int64_t least = b.least
+    if b.count == BLOCK_SLOTS:
+        tree_split(q, wide, root, path, usage, order, estimate, ref)
+        return
+    block_open(b, wide, path.rank[path.last], usage, order, estimate, ref)
+    if estimate < least:
+        tree_renew(q, wide, path, path.last)
+
+
+cdef void tree_split(
+    State *q, bint wide, uint32_t *root, Path *path, double usage, uint64_t order, int64_t estimate, uint32_t ref
+) noexcept nogil:
+    """Put a slot in where the leaf is full."""
     cdef Block *b
     cdef Block *right
     cdef uint32_t new
-    cdef int level, i, kept
+    cdef int level = path.last
+    cdef int i = path.rank[level]
+    cdef int kept
     cdef bint at_end
-    cdef Pool *pool = &q.wide if wide else &q.narrow
-    if root[0] == 0:
-        root[0] = pool_take(pool)
-        b = block_at(q, wide, root[0])
-        b.least = FOREVER
-        block_open(b, wide, 0, usage, order, estimate, ref)
-        return
-    tree_seek(q, wide, root[0], usage, order, &path)
-    level = path.last
-    i = path.slot[level]
     while True:
         b = block_at(q, wide, path.block[level])
         if b.count < BLOCK_SLOTS:
             block_open(b, wide, i, usage, order, estimate, ref)
-            tree_renew(q, wide, &path, level)
+            tree_renew(q, wide, path, level)
             return
         # Full: the upper half moves to a new block at the right; at the right end of the tree, where ever greater keys
         # come in, only the new slot does, so that blocks stay full.
-        new = pool_take(pool)
+        new = block_take(q, wide)
         right = block_at(q, wide, new)
         right.height = b.height
         at_end = i == BLOCK_SLOTS
         for kept in range(level):
-            if path.slot[kept] + 1 < block_at(q, wide, path.block[kept]).count:
+            if path.rank[kept] + 1 < block_at(q, wide, path.block[kept]).count:
                 at_end = False
         kept = BLOCK_SLOTS if at_end else BLOCK_SLOTS // 2
-        block_copy(right, wide, 0, b, kept, BLOCK_SLOTS - kept)
-        right.count = BLOCK_SLOTS - kept
-        b.count = kept
-        block_renew(right)
+        block_append(right, wide, b, kept)
         block_renew(b)
         if at_end or i > kept:
             block_open(right, wide, i - kept, usage, order, estimate, ref)
         else:
             block_open(b, wide, i, usage, order, estimate, ref)
         # The new block is the next slot to insert, one level up.
-        usage = right.usage[0] if wide else 0
-        order = right.order[0]
+        usage = usage_at(right, 0) if wide else 0.0
+        order = order_at(right, 0)
+        if right.height:
+            block_lowest(right, wide)
         estimate = right.least
         ref = new
         if level == 0:
-            new = pool_take(pool)
+            new = block_take(q, wide)
             b = block_at(q, wide, new)
             right = block_at(q, wide, path.block[0])
             b.height = right.height + 1
-            b.least = FOREVER
-            block_open(b, wide, 0, 0, 0, right.least, path.block[0])
+            block_open(b, wide, 0, -INFINITY, 0, right.least, path.block[0])
             block_open(b, wide, 1, usage, order, estimate, ref)
             root[0] = new
             return
         level -= 1
-        block_estimate(block_at(q, wide, path.block[level]), path.slot[level], b.least)
-        i = path.slot[level] + 1
+        block_estimate(block_at(q, wide, path.block[level]), path.rank[level], b.least)
+        i = path.rank[level] + 1
 
 
 cdef void tree_close(State *q, bint wide, uint32_t *root, Path *path) noexcept nogil:
     """Take out the slot at the end of the path."""
     cdef int level = path.last
-    cdef int i = path.slot[level]
+    cdef int i = path.rank[level]
     cdef int other, at
     cdef uint32_t index
     cdef Block *b
@@ -450,11 +536,11 @@ cdef void tree_close(State *q, bint wide, uint32_t *root, Path *path) noexcept n
                 root[0] = 0
                 pool_give(pool, index)
             elif b.count == 1 and b.height:
-                root[0] = b.ref[0]
+                root[0] = ref_at(b, 0)
                 pool_give(pool, index)
             return
         above = block_at(q, wide, path.block[level - 1])
-        at = path.slot[level - 1]
+        at = path.rank[level - 1]
         if b.count == 0:
             pool_give(pool, index)
             i = at
@@ -463,21 +549,19 @@ cdef void tree_close(State *q, bint wide, uint32_t *root, Path *path) noexcept n
         # (A first block is left alone: jobs leave from the front, and so it goes by itself.)
         if b.count < MERGE_BELOW and at:
             other = at + 1 if at + 1 < above.count else at - 1
-            if block_at(q, wide, above.ref[other]).count + b.count <= MERGED_MAX:
+            if block_at(q, wide, ref_at(above, other)).count + b.count <= MERGED_MAX:
                 if other < at:
                     other, at = at, other
-                left = block_at(q, wide, above.ref[at])
-                right = block_at(q, wide, above.ref[other])
+                left = block_at(q, wide, ref_at(above, at))
+                right = block_at(q, wide, ref_at(above, other))
                 if right.height:
-                    # The key of an inner block's slot 0 is not kept: what stands above it is.
-                    right.order[0] = above.order[other]
+                    # The key of an inner block's rank 0 is not kept: what stands above it is.
+                    right.slot[slot_at(right, 0)].order = order_at(above, other)
                     if wide:
-                        right.usage[0] = above.usage[other]
-                block_copy(left, wide, left.count, right, 0, right.count)
-                left.count += right.count
-                block_renew(left)
+                        right.usage[slot_at(right, 0)] = usage_at(above, other)
+                block_append(left, wide, right, 0)
                 block_estimate(above, at, left.least)
-                pool_give(pool, above.ref[other])
+                pool_give(pool, ref_at(above, other))
                 i = other
                 level -= 1
                 continue
@@ -485,63 +569,67 @@ cdef void tree_close(State *q, bint wide, uint32_t *root, Path *path) noexcept n
         return
 
 
-cdef void tree_remove(State *q, bint wide, uint32_t *root, uint64_t usage, uint64_t order) noexcept nogil:
+cdef void tree_remove(State *q, bint wide, uint32_t *root, double usage, uint64_t order) noexcept nogil:
     cdef Path path
     tree_seek(q, wide, root[0], usage, order, &path)
     tree_close(q, wide, root, &path)
 
 
 cdef void tree_move(
-    State *q, uint32_t *root, uint64_t old_usage, uint64_t old_order, uint64_t usage, uint64_t order, int64_t estimate
+    State *q, uint32_t *root, uint32_t ref, double old_usage, uint64_t old_order,
+    double usage, uint64_t order, int64_t estimate
 ) noexcept nogil:
-    """Give the slot with the old key in a wide tree a new key and estimate."""
-    cdef Path path
+    """Give the slot of `ref`, which has the old key in a wide tree, a new key and estimate."""
+    cdef Path path, to
     cdef Block *b
-    cdef int i, to
-    cdef uint32_t ref
-    tree_seek(q, True, root[0], old_usage, old_order, &path)
+    cdef int i
+    cdef int64_t least
+    tree_seek_first(q, True, root[0], &path)
     b = block_at(q, True, path.block[path.last])
-    i = path.slot[path.last]
-    ref = b.ref[i]
-    block_estimate(b, i, estimate)
+    if ref_at(b, 0) != ref:
+        tree_seek(q, True, root[0], old_usage, old_order, &path)
+        b = block_at(q, True, path.block[path.last])
+    i = path.rank[path.last]
     if usage == old_usage and order == old_order:
-        tree_renew(q, True, &path, path.last)
+        least = b.least
+        block_estimate(b, i, estimate)
+        if b.least != least:
+            tree_renew(q, True, &path, path.last)
         return
-    # Where the key lands between others of the same block (or there is but one block), it moves within it.
-    to = block_find(b, True, 0, usage, order)
-    if (to > 0 and to < b.count) or path.last == 0:
-        if to > i:
-            to -= 1
-            block_shift(b, True, i + 1, to + 1, -1)
-        elif to < i:
-            block_shift(b, True, to, i, 1)
-        block_set(b, True, to, usage, order, estimate, ref)
-        tree_renew(q, True, &path, path.last)
-        return
-    tree_close(q, True, root, &path)
-    tree_insert(q, True, root, usage, order, estimate, ref)
+    tree_seek(q, True, root[0], usage, order, &to)
+    if b.count == 1:
+        tree_close(q, True, root, &path)
+        tree_insert(q, True, root, usage, order, estimate, ref)
+    elif to.block[to.last] == path.block[path.last]:
+        least = b.least
+        block_close(b, True, i)
+        block_open(b, True, to.rank[to.last] - (to.rank[to.last] > i), usage, order, estimate, ref)
+        if b.least != least:
+            tree_renew(q, True, &path, path.last)
+    elif path.last and path.rank[path.last - 1] and b.count <= MERGE_BELOW:
+        tree_close(q, True, root, &path)
+        tree_insert(q, True, root, usage, order, estimate, ref)
+    else:
+        # No block goes: both paths stay as they are.
+        least = b.least
+        block_close(b, True, i)
+        if b.least != least:
+            tree_renew(q, True, &path, path.last)
+        tree_open(q, True, root, &to, usage, order, estimate, ref)
 
 
-cdef void tree_close_first(State *q, bint wide, uint32_t *root) noexcept nogil:
+cdef inline void tree_close_first(State *q, bint wide, uint32_t *root) noexcept nogil:
     """Take out the first slot of the tree."""
     cdef Path path
-    cdef uint32_t index = root[0]
-    path.last = 0
-    while True:
-        path.block[path.last] = index
-        path.slot[path.last] = 0
-        if block_at(q, wide, index).height == 0:
-            break
-        index = block_at(q, wide, index).ref[0]
-        path.last += 1
+    tree_seek_first(q, wide, root[0], &path)
     tree_close(q, wide, root, &path)
 
 
 cdef inline Block *tree_first(State *q, bint wide, uint32_t root) noexcept nogil:
-    """The leaf whose slot 0 is the first of the tree."""
+    """The leaf whose rank 0 is the first of the tree."""
     cdef Block *b = block_at(q, wide, root)
     while b.height:
-        b = block_at(q, wide, b.ref[0])
+        b = block_at(q, wide, ref_at(b, 0))
     return b
 
 
@@ -550,8 +638,8 @@ cdef inline Block *tree_start(State *q, bint wide, uint32_t root, uint32_t *afte
     cdef Block *b = block_at(q, wide, root)
     after[0] = 0
     while b.height:
-        after[0] = b.ref[1] if b.count > 1 else (block_at(q, wide, after[0]).ref[0] if after[0] else 0)
-        b = block_at(q, wide, b.ref[0])
+        after[0] = ref_at(b, 1) if b.count > 1 else (ref_at(block_at(q, wide, after[0]), 0) if after[0] else 0)
+        b = block_at(q, wide, ref_at(b, 0))
     return b
 
 
@@ -560,8 +648,8 @@ cdef uint32_t tree_second(State *q, bint wide, uint32_t root) noexcept nogil:
     cdef uint32_t after
     cdef Block *b = tree_start(q, wide, root, &after)
     if b.count > 1:
-        return b.ref[1]
-    return block_at(q, wide, after).ref[0] if after else 0
+        return ref_at(b, 1)
+    return ref_at(block_at(q, wide, after), 0) if after else 0
 
 
 cdef uint32_t tree_list(State *q, bint wide, uint32_t root, uint32_t *refs) noexcept nogil:
@@ -574,9 +662,9 @@ cdef uint32_t tree_list(State *q, bint wide, uint32_t root, uint32_t *refs) noex
     b = block_at(q, wide, root)
     for i in range(b.count):
         if b.height:
-            count += tree_list(q, wide, b.ref[i], refs + count)
+            count += tree_list(q, wide, ref_at(b, i), refs + count)
         else:
-            refs[count] = b.ref[i]
+            refs[count] = ref_at(b, i)
             count += 1
     return count
 
@@ -588,7 +676,7 @@ cdef void tree_free(State *q, bint wide, uint32_t root) noexcept nogil:
         b = block_at(q, wide, root)
         if b.height:
             for i in range(b.count):
-                tree_free(q, wide, b.ref[i])
+                tree_free(q, wide, ref_at(b, i))
         pool_give(&q.wide if wide else &q.narrow, root)
 
 
@@ -598,26 +686,29 @@ cdef uint32_t tree_fit(State *q, uint32_t root, int64_t left) noexcept nogil:
     """
     cdef Block *b = block_at(q, False, root)
     cdef uint32_t found
-    cdef int i
+    cdef int i, slot
     for i in range(b.count):
-        if b.estimate[i] > left:
+        slot = slot_at(b, i)
+        if b.slot[slot].estimate > left:
             continue
+        found = b.ref[slot]
         if b.height:
-            found = tree_fit(q, b.ref[i], left)
+            found = tree_fit(q, found, left)
             if found:
                 return found
-        elif not b.order[i] & KEY_SECOND or left < session_at(q, job_at(q, b.ref[i]).owner).condition:
-            return b.ref[i]
+        elif not b.slot[slot].order & KEY_SECOND or left < session_at(q, job_at(q, found).owner).condition:
+            return found
     return 0
 
 
 cdef inline uint32_t tree_front(State *q, uint32_t root, uint64_t *key) noexcept nogil:
     """A user's first candidate without restrictions, and its key."""
     cdef Block *b = tree_first(q, False, root)
-    if b.order[0] & KEY_SECOND:
+    cdef int slot = slot_at(b, 0)
+    if b.slot[slot].order & KEY_SECOND:
         return tree_front_from(q, root, key)
-    key[0] = b.order[0]
-    return b.ref[0]
+    key[0] = b.slot[slot].order
+    return b.ref[slot]
 
 
 cdef uint32_t tree_front_from(State *q, uint32_t root, uint64_t *key) noexcept nogil:
@@ -627,12 +718,12 @@ cdef uint32_t tree_front_from(State *q, uint32_t root, uint64_t *key) noexcept n
     cdef int i
     for i in range(b.count):
         if b.height:
-            found = tree_front_from(q, b.ref[i], key)
+            found = tree_front_from(q, ref_at(b, i), key)
             if found:
                 return found
-        elif not b.order[i] & KEY_SECOND:
-            key[0] = b.order[i]
-            return b.ref[i]
+        elif not order_at(b, i) & KEY_SECOND:
+            key[0] = order_at(b, i)
+            return ref_at(b, i)
     return 0
 
 
@@ -642,12 +733,13 @@ cdef inline double usage_per_share(Node *n) noexcept nogil:
     return (n.settled + n.flight) / n.shares
 
 
-cdef inline uint64_t usage_key(Node *n) noexcept nogil:
-    """usage_per_share as an integer of the same order. (In flight may be below zero by a rounding.)"""
-    cdef double value = usage_per_share(n) + 0.0  # no -0.0: equal doubles have equal keys
-    cdef uint64_t bits
-    memcpy(&bits, &value, sizeof(bits))
-    return ~bits if bits & SIGN else bits | SIGN
+cdef inline double time_usage(int64_t time) noexcept nogil:
+    """A double of the same order, for trees ordered by times from 0 on."""
+    cdef int64_t distance = time - (<int64_t>1 << 62)
+    cdef uint64_t bits = <uint64_t>distance if distance >= 0 else SIGN | -<uint64_t>distance
+    cdef double usage
+    memcpy(&usage, &bits, sizeof(usage))
+    return usage
 
 
 cdef int renormalise(State *q, int64_t exponents) noexcept nogil:
@@ -660,7 +752,7 @@ cdef int renormalise(State *q, int64_t exponents) noexcept nogil:
         n = node_at(q, i)
         n.settled = ldexp(n.settled, -shift)
         n.flight = ldexp(n.flight, -shift)
-        n.key = usage_key(n)
+        n.key = usage_per_share(n)
     for i in range(q.devices.used):
         d = device_at(q, i)
         d.run_charge = ldexp(d.run_charge, -shift)
@@ -686,13 +778,13 @@ cdef void rebuild_from(State *q, Entry *account, uint32_t index) noexcept nogil:
     cdef int i
     for i in range(b.count):
         if b.height:
-            rebuild_from(q, account, b.ref[i])
+            rebuild_from(q, account, ref_at(b, i))
         else:
-            child = entry_at(q, b.ref[i])
-            n = node_at(q, entry_node(q, b.ref[i]))
+            child = entry_at(q, ref_at(b, i))
+            n = node_at(q, entry_node(q, ref_at(b, i)))
             if n.flags & FLAG_ACCOUNT:
-                rebuild(q, b.ref[i])
-            tree_insert(q, True, &account.root, n.key, entry_seq(q, child, n), entry_least(q, child, n), b.ref[i])
+                rebuild(q, ref_at(b, i))
+            tree_insert(q, True, &account.root, n.key, entry_seq(q, child, n), entry_least(q, child, n), ref_at(b, i))
     pool_give(&q.wide, index)
 
 
@@ -747,7 +839,7 @@ cdef inline uint64_t entry_seq(State *q, Entry *e, Node *n) noexcept nogil:
     """seq of the pick without restrictions of an entry that has candidates."""
     cdef uint64_t key = 0
     if n.flags & FLAG_ACCOUNT:
-        return tree_first(q, True, e.root).order[0]
+        return order_at(tree_first(q, True, e.root), 0)
     tree_front(q, e.root, &key)
     return key_seq(key)
 
@@ -823,7 +915,8 @@ cdef void lift(State *q, uint32_t index, Before *before, bint usage_changed) noe
     cdef Entry *up
     cdef Node *n
     cdef uint32_t up_index
-    cdef uint64_t key, seq = 0
+    cdef double key
+    cdef uint64_t seq = 0
     cdef int64_t least = 0
     cdef bint present
     cdef Before above
@@ -837,13 +930,13 @@ cdef void lift(State *q, uint32_t index, Before *before, bint usage_changed) noe
             if present and before.present and seq == before.seq and least == before.least:
                 return
             settle(q)
-        key = usage_key(n)
+        key = usage_per_share(n)
         up_index = e.up
         up = entry_at(q, up_index)
         begin(q, up_index, &above)
         if before.present and present:
             if key != n.key or seq != before.seq or least != before.least:
-                tree_move(q, &up.root, n.key, before.seq, key, seq, least)
+                tree_move(q, &up.root, index, n.key, before.seq, key, seq, least)
         elif before.present:
             tree_remove(q, True, &up.root, n.key, before.seq)
         elif present:
@@ -897,7 +990,7 @@ cdef void settle_now(State *q) noexcept nogil:
         lift(q, q.pending_entry, &q.pending_before, True)
     price(q, q.pending_node, q.pending_device)
     while n.depth:
-        n.key = usage_key(n)
+        n.key = usage_per_share(n)
         n = node_at(q, n.parent)
 
 
@@ -916,19 +1009,19 @@ cdef inline bint job_disorders(State *q, Job *j) noexcept nogil:
 
 cdef inline void candidate_insert(State *q, Device *d, Entry *e, uint32_t index) noexcept nogil:
     cdef Job *j = job_at(q, index)
-    tree_insert(q, False, &e.root, 0, j.key, j.estimate, index)
+    tree_insert(q, False, &e.root, 0.0, j.key, j.estimate, index)
     d.disorder += job_disorders(q, j)
 
 
 cdef inline void candidate_remove(State *q, Device *d, Entry *e, uint32_t index) noexcept nogil:
     cdef Job *j = job_at(q, index)
-    tree_remove(q, False, &e.root, 0, j.key)
+    tree_remove(q, False, &e.root, 0.0, j.key)
     d.disorder -= job_disorders(q, j)
 
 
-cdef inline uint64_t session_usage(Job *j) noexcept nogil:
+cdef inline double session_usage(Job *j) noexcept nogil:
     """The first part of a job's key in its session's tree: a batch's estimate, its first job before all (5.3)."""
-    return <uint64_t>j.estimate if j.key & NOT_FIRST else 0
+    return time_usage(j.estimate if j.key & NOT_FIRST else 0)
 
 
 cdef inline void session_insert(State *q, Session *s, uint32_t index) noexcept nogil:
@@ -954,7 +1047,7 @@ cdef void session_withdraw(State *q, Device *d, Entry *e, uint32_t session) noex
         candidate_remove(q, d, e, s.candidate)
         s.candidate_stands = False
     if s.lapse_stands:
-        tree_remove(q, True, &d.lapses, <uint64_t>s.lapse, session)
+        tree_remove(q, True, &d.lapses, time_usage(s.lapse), session)
         s.lapse_stands = False
 
 
@@ -979,7 +1072,7 @@ cdef void session_stand(State *q, uint32_t session) noexcept nogil:
     if not wanted and not s.candidate_stands:
         return
     if wanted:
-        candidate = tree_first(q, s.batch, s.root).ref[0]
+        candidate = ref_at(tree_first(q, s.batch, s.root), 0)
         if s.batch:
             left = time_left(s.fit_deadline, d.clock)
             j = job_at(q, candidate)
@@ -1003,7 +1096,7 @@ cdef void session_stand(State *q, uint32_t session) noexcept nogil:
         if s.batch and s.fit_deadline != FOREVER:
             s.lapse = s.fit_deadline - j.estimate
             s.lapse_stands = True
-            tree_insert(q, True, &d.lapses, <uint64_t>s.lapse, session, s.lapse, session)
+            tree_insert(q, True, &d.lapses, time_usage(s.lapse), session, s.lapse, session)
         if second:
             s.condition = j.estimate
             s.second_job = second
@@ -1015,15 +1108,15 @@ cdef void session_stand(State *q, uint32_t session) noexcept nogil:
 cdef int expire(State *q, uint32_t device, int64_t now) except -1 nogil:
     """Bring the candidates of batches to a later instant."""
     cdef Device *d = device_at(q, device)
-    cdef Block *b
+    cdef uint32_t session
     if now > d.clock:
         d.clock = now
     while d.lapses:
-        b = tree_first(q, True, d.lapses)
-        if <int64_t>b.usage[0] >= d.clock:
+        session = ref_at(tree_first(q, True, d.lapses), 0)
+        if session_at(q, session).lapse >= d.clock:
             break
         reserve(q)
-        session_stand(q, b.ref[0])
+        session_stand(q, session)
     return 0
 
 
@@ -1039,7 +1132,7 @@ cdef struct Context:
 cdef struct Best:
     uint32_t job
     uint32_t entry
-    uint64_t usage
+    double usage
     uint64_t seq
 
 
@@ -1070,7 +1163,8 @@ cdef uint32_t choose(State *q, uint32_t index, int64_t left, Context *c) noexcep
     cdef Entry *e
     cdef Node *n
     cdef uint32_t exempt, thinned, found, node
-    cdef uint64_t usage, seq, key = 0
+    cdef double usage
+    cdef uint64_t seq, key = 0
     cdef Block *b
     cdef Best best
     cdef int i
@@ -1083,7 +1177,6 @@ cdef uint32_t choose(State *q, uint32_t index, int64_t left, Context *c) noexcep
             left = FOREVER
         n = node_at(q, node)
         if not n.flags & FLAG_ACCOUNT:
-            fetch(block_at(q, False, e.root), NARROW_SIZE)
             c.entry = index
             return tree_front(q, e.root, &key) if left == FOREVER else tree_fit(q, e.root, left)
         exempt = entry_toward(q, node, c.holder, c.device) if left != FOREVER else <uint32_t>NO_ENTRY
@@ -1091,10 +1184,8 @@ cdef uint32_t choose(State *q, uint32_t index, int64_t left, Context *c) noexcep
         if left == FOREVER and thinned == <uint32_t>NO_ENTRY:
             b = block_at(q, True, e.root)
             while b.height:
-                fetch(b, WIDE_SIZE)  # a start will look for the new place
-                b = block_at(q, True, b.ref[0])
-            fetch(b, WIDE_SIZE)
-            index = b.ref[0]
+                b = block_at(q, True, ref_at(b, 0))
+            index = ref_at(b, 0)
             continue
         # The children on the way to the holder and to the user to leave out have picks of their own kind.
         best.job = 0
@@ -1128,32 +1219,34 @@ cdef bint choose_child(
     bound) an unrestricted pick older than the best one found.
     """
     cdef Block *b = block_at(q, True, root)
-    cdef uint32_t found
+    cdef uint32_t ref, found
     cdef uint64_t seq
-    cdef int i
+    cdef int i, slot
     for i in range(b.count):
-        if b.estimate[i] > left:
+        slot = slot_at(b, i)
+        if b.slot[slot].estimate > left:
             continue
+        ref = b.ref[slot]
         if b.height:
-            if best.job and i and b.usage[i] > best.usage:
+            if best.job and b.usage[slot] > best.usage:
                 return True
-            if choose_child(q, b.ref[i], left, exempt, thinned, best, c):
+            if choose_child(q, ref, left, exempt, thinned, best, c):
                 return True
             continue
         if best.job:
-            if b.usage[i] > best.usage:
+            if b.usage[slot] > best.usage:
                 return True
-            if b.order[i] > best.seq and (left == FOREVER or device_at(q, c.device).disorder == 0):
+            if b.slot[slot].order > best.seq and (left == FOREVER or device_at(q, c.device).disorder == 0):
                 return True
-        if b.ref[i] == exempt or b.ref[i] == thinned:
+        if ref == exempt or ref == thinned:
             continue
-        found = choose(q, b.ref[i], left, c)
+        found = choose(q, ref, left, c)
         if found:
             seq = key_seq(job_at(q, found).key)
             if best.job == 0 or seq < best.seq:
                 best.job = found
                 best.entry = c.entry
-                best.usage = b.usage[i]
+                best.usage = b.usage[slot]
                 best.seq = seq
             if left == FOREVER:
                 return True
@@ -1199,7 +1292,7 @@ cdef int64_t session_pick(State *q, Device *d, int64_t now) noexcept nogil:
     left = time_left(d.next_start, now)
     if left != FOREVER and d.next_holder >= 0 and is_below(q, s.user, d.next_holder):
         left = FOREVER
-    first = tree_first(q, s.batch, s.root).ref[0]
+    first = ref_at(tree_first(q, s.batch, s.root), 0)
     j = job_at(q, first)
     if not s.batch:
         return first if j.estimate <= left else -2
@@ -1230,7 +1323,7 @@ cdef int64_t queue_pick(State *q, uint32_t device, int64_t now) except? -9 nogil
             expire(q, device, now)
         d.clock = now
     if d.calibrations and not (d.outside_dedicated and d.active and not session_at(q, d.active).batch):
-        return tree_first(q, False, d.calibrations).ref[0]
+        return ref_at(tree_first(q, False, d.calibrations), 0)
     if d.active:
         return session_pick(q, d, now)
     found = fair_pick(q, device, now, -1, &c)
@@ -1239,7 +1332,7 @@ cdef int64_t queue_pick(State *q, uint32_t device, int64_t now) except? -9 nogil
     if d.next_start != FOREVER:
         return candidate_job(q, found)
     b = tree_first(q, False, entry_at(q, c.entry).root)
-    if b.order[0] & (KEY_SESSION | KEY_SECOND):
+    if order_at(b, 0) & (KEY_SESSION | KEY_SECOND):
         return candidate_job(q, found)
     cadenza_prefetch(<const char *>job_at(q, found))
     q.picked = found
@@ -1285,7 +1378,7 @@ cdef int queue_init(State *q, int64_t half_life) except -1 nogil:
     pool_reserve(&q.nodes, 1)
     node_take(q)
     node_at(q, 0).shares = 1.0
-    node_at(q, 0).key = usage_key(node_at(q, 0))
+    node_at(q, 0).key = usage_per_share(node_at(q, 0))
     node_at(q, 0).flags = FLAG_ACCOUNT
     return 0
 
@@ -1399,7 +1492,7 @@ cdef int queue_remove(State *q, uint32_t job) except -1 nogil:
         session_stand(q, owner)
     else:
         d = device_at(q, owner)
-        tree_remove(q, False, &d.calibrations, 0, j.key)
+        tree_remove(q, False, &d.calibrations, 0.0, j.key)
         d.calibration_count -= 1
     job_give(q, job)
     q.queued -= 1
@@ -1452,7 +1545,7 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
         kind = FAIR_SHARE
         owner = entry
         b = tree_first(q, False, entry_at(q, entry).root)
-        estimate = b.estimate[0]
+        estimate = estimate_at(b, 0)
     else:
         j = job_at(q, job)
         kind = j.kind
@@ -1497,7 +1590,7 @@ cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
     if kind == FAIR_SHARE:
         begin(q, entry, &q.pending_before)
         if job == picked:
-            d.disorder -= (b.order[0] >> 50) != 100
+            d.disorder -= (order_at(b, 0) >> 50) != 100
             tree_close_first(q, False, &entry_at(q, entry).root)
         else:
             candidate_remove(q, d, entry_at(q, entry), job)
@@ -1536,56 +1629,78 @@ cdef int queue_end(State *q, uint32_t device, double cost) except -1 nogil:
     return 0
 
 
-cdef void fetch_way(State *q, uint32_t index, int hops) noexcept nogil:
-    """Ask for what stands `hops` reads further on the way from an entry to its pick."""
-    cdef Entry *e = entry_at(q, index)
+cdef inline bint way_stands(State *q, Way *w) noexcept nogil:
+    """Whether there is such a record."""
+    if w.at == WAY_ENTRY:
+        if w.index & <uint32_t>EXTRA:
+            return (w.index & ~<uint32_t>EXTRA) < q.extras.used
+        return w.index < q.nodes.used
+    return w.index < (q.wide.used if w.at == WAY_WIDE else q.narrow.used)
+
+
+cdef inline void fetch_next(State *q, Way *w) noexcept nogil:
+    """Ask for what stands one read further on the way to a pick. What was read a run ago may have changed since: then
+    some other record is asked for in vain."""
     cdef Block *b
-    cdef bint wide
-    while hops:
-        wide = (node_at(q, entry_node(q, index)).flags & FLAG_ACCOUNT) != 0
-        b = block_at(q, wide, e.root)
-        hops -= 1
-        while hops and wide and b.height:
-            b = block_at(q, True, b.ref[0])
-            hops -= 1
-        if hops == 0:
-            fetch(b, WIDE_SIZE if wide else NARROW_SIZE)
-            return
-        if not wide:
-            return
-        index = b.ref[0]
-        e = entry_at(q, index)
-        hops -= 1
-    cadenza_prefetch(<const char *>e)
+    cdef Entry *e
+    if w.at == WAY_END or not way_stands(q, w):
+        return
+    if w.at == WAY_ENTRY:
+        e = entry_at(q, w.index)
+        w.at = WAY_WIDE if node_at(q, entry_node(q, w.index)).flags & FLAG_ACCOUNT else WAY_NARROW
+        w.index = e.root
+    else:
+        b = block_at(q, w.at == WAY_WIDE, w.index)
+        w.index = ref_at(b, 0)
+        if b.height == 0:
+            cadenza_prefetch(<const char *>&b.slot[slot_at(b, 0)])
+            cadenza_prefetch(<const char *>&b.slot[slot_at(b, 1)])  # soon the first one
+            if w.at == WAY_NARROW:
+                cadenza_prefetch(<const char *>&b.slot[slot_at(b, b.count - 1)])
+                w.at = WAY_END
+                if w.index < q.jobs.used:
+                    cadenza_prefetch(<const char *>job_at(q, w.index))
+                return
+            w.at = WAY_ENTRY
+    if not way_stands(q, w):
+        return
+    if w.at == WAY_ENTRY:
+        cadenza_prefetch(<const char *>entry_at(q, w.index))
+    elif w.at == WAY_NARROW:
+        cadenza_prefetch(<const char *>block_at(q, False, w.index))
+    else:
+        fetch_wide(block_at(q, True, w.index))
 
 
 cdef void pick_fetch(State *q, Device *d) noexcept nogil:
     """Ask for what the next picks of a device by fair share will look at. Each read on the way tells where the next one
-    is, so the child of the root that comes second (the first is just about to move away) is followed to the job, the
-    one behind it a read less, and so on: when a child becomes the first, all on its way has come in, one read a run."""
+    is, so each of the children of the root that come next is followed one read a run."""
     cdef Entry *e = entry_at(q, d.root_entry)
     cdef Node *n = node_at(q, q.pending_node)
     cdef Block *b
     cdef uint32_t after
-    cdef int i, at
+    cdef int i, at, height
     if q.pending_entry != <uint32_t>NO_ENTRY and n.depth > 1:
         # Where the user comes to stand.
         b = block_at(q, True, entry_at(q, entry_at(q, q.pending_entry).up).root)
-        while b.height:
-            b = block_at(q, True, b.ref[block_find(b, True, 1, usage_key(n), 0) - 1])
-        fetch(b, WIDE_SIZE)
+        height = b.height
+        while height:
+            b = block_at(q, True, ref_at(b, block_find(b, True, usage_per_share(n), 1) - 1))
+            height -= 1  # the last one is not read
+        fetch_wide(b)
     if e.root:
+        for i in range(AHEAD - 1):
+            d.way[i] = d.way[i + 1]
+            fetch_next(q, &d.way[i])
         b = tree_start(q, True, e.root, &after)
-        at = 1
-        for i in range(1, AHEAD):
-            if at >= b.count:
-                if after == 0:
-                    break
-                b = block_at(q, True, after)
-                after = 0
-                at = 0
-            fetch_way(q, b.ref[at], AHEAD - i)
-            at += 1
+        at = AHEAD
+        if at >= b.count and after:
+            at -= b.count
+            b = block_at(q, True, after)
+        if at < b.count:
+            d.way[AHEAD - 1].index = ref_at(b, at)
+            d.way[AHEAD - 1].at = WAY_ENTRY
+            cadenza_prefetch(<const char *>entry_at(q, d.way[AHEAD - 1].index))
 
 
 cdef int queue_finish(State *q, uint32_t device, int64_t now) except -1 nogil:
@@ -1806,7 +1921,7 @@ cdef class Queue:
         n.parent = <uint32_t>parent
         n.depth = above.depth + 1
         n.shares = shares
-        n.key = usage_key(n)
+        n.key = usage_per_share(n)
         return index
 
     def set_shares(self, int64_t node, double shares):
@@ -1985,7 +2100,7 @@ cdef class Queue:
     def push_session(self, int64_t session, int64_t seq, int64_t priority, int64_t estimate, bint first=False):
         cdef Session *s = self._session(session)
         check_job(seq, priority, estimate)
-        if first and s.size and not tree_first(&self.state, s.batch, s.root).order[0] & NOT_FIRST:
+        if first and s.size and not order_at(tree_first(&self.state, s.batch, s.root), 0) & NOT_FIRST:
             raise ValueError(f"the first job of session {session} is queued already")
         return queue_push_session(
             &self.state, <uint32_t>session, <uint64_t>seq, <int>priority, estimate, first
@@ -1997,7 +2112,7 @@ cdef class Queue:
         check_job(seq, 0, 1)
         reserve(&self.state)
         index = job_take(&self.state, job_key(0, <uint64_t>seq), 0, CALIBRATION, <uint32_t>device)
-        tree_insert(&self.state, False, &d.calibrations, 0, job_key(0, <uint64_t>seq), 0, index)
+        tree_insert(&self.state, False, &d.calibrations, 0.0, job_key(0, <uint64_t>seq), 0, index)
         d.calibration_count += 1
         self.state.queued += 1
         return index
