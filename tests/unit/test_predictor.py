@@ -127,10 +127,10 @@ def test_the_memory_of_a_device_is_bounded() -> None:
     assert predictor.estimate("aer", "ada", workload(str(2 * KEYS_MAX - 1), qubits=5)) == MS
 
 
-def test_what_is_used_is_remembered_longest() -> None:
+def test_what_runs_is_remembered_longest() -> None:
     predictor = Predictor(["aer"], keys_max=7)
-    learnt(5 * MS, predictor=predictor, name="kept")
     for number in range(20):
+        learnt(5 * MS, predictor=predictor, name="kept")
         assert predictor.estimate("aer", "ada", workload("kept")) == 5 * MS
         learnt(MS, predictor=predictor, name=str(number))
 

@@ -40,7 +40,7 @@ from cadenza_server.engine.views import EstimateError
 from cadenza_server.model.words import RunOutcome
 
 KEYS_MAX: Final = 10_000
-"""How many circuits, shapes and users a device remembers; the least recently used goes."""
+"""How many circuits, shapes and users a device remembers; what was run least recently goes."""
 RECENT_RUNS: Final = 5
 """Of how many runs the median is taken."""
 ERRORS_MAX: Final = 500
@@ -111,15 +111,23 @@ class Predictor:
         history = self._histories.get(device or "")
         if history is None:
             return limit
+        entries = history.entries
         if workload is not None:
-            found = (
-                history.median((user, workload[_CIRCUITS_AND_WORK]))
-                or history.stretched((user, workload[_CIRCUITS]), _read_work(workload))
-                or history.median(workload[_SHAPE])
-            )
-            if found is not None:
-                return found
-        return (history.corrected(user, hint) if hint is not None else None) or limit
+            entry = entries.get((user, workload[_CIRCUITS_AND_WORK]))
+            if entry is not None:
+                return entry[0]
+            entry = entries.get((user, workload[_CIRCUITS]))
+            if entry is not None:
+                work = _read_work(workload)
+                return _median([length * max(work, amount) // max(amount, 1) for amount, length in entry[1]])
+            entry = entries.get(workload[_SHAPE])
+            if entry is not None:
+                return entry[0]
+        if hint is not None:
+            entry = entries.get(user)
+            if entry is not None:
+                return _median([max(1, hint * length // amount) for amount, length in entry[1]])
+        return limit
 
     def learn(self, device: str, user: str, workload: bytes, hint: int | None, estimate: int, length: int) -> None:
         """A run that started with `estimate` took `length`; its outcome is one of the `INSTRUCTIVE_OUTCOMES`."""
@@ -162,41 +170,26 @@ def measure_error(runs: Iterable[tuple[int, int]]) -> EstimateError | None:
 
 
 class _History:
-    """The latest runs of a device, by key: pairs of an amount (of work, or the hint) and a length."""
+    """The latest runs of a device, by key: pairs of an amount (of work, or the hint) and a length; with them, as it is
+    asked for most often, the median of the lengths."""
 
     def __init__(self, keys_max: int) -> None:
         self._keys_max = keys_max
-        self._entries: OrderedDict[Key, tuple[tuple[int, int], ...]] = OrderedDict()
+        self.entries: OrderedDict[Key, tuple[int, tuple[tuple[int, int], ...]]] = OrderedDict()
         self.errors: deque[tuple[int, int]] = deque(maxlen=ERRORS_MAX)
 
     def add(self, key: Key, amount: int, length: int) -> None:
-        entries = self._entries
-        entries[key] = (*entries.get(key, ())[1 - RECENT_RUNS :], (amount, length))
+        entries = self.entries
+        before = entries.get(key)
+        pairs = ((amount, length),) if before is None else (*before[1][1 - RECENT_RUNS :], (amount, length))
+        entries[key] = (_median([length for _, length in pairs]), pairs)
         entries.move_to_end(key)
         if len(entries) > self._keys_max:
             entries.popitem(last=False)
 
-    def _find(self, key: Key) -> tuple[tuple[int, int], ...]:
-        found = self._entries.get(key, ())
-        if found:
-            self._entries.move_to_end(key)
-        return found
 
-    def median(self, key: Key) -> int | None:
-        return _median([length for _, length in self._find(key)])
-
-    def stretched(self, key: Key, work: int) -> int | None:
-        """Lengths in proportion to the work, if it is more."""
-        found = self._find(key)
-        return _median([length * max(work, amount) // max(amount, 1) for amount, length in found])
-
-    def corrected(self, key: Key, hint: int) -> int | None:
-        """Lengths in proportion to the hint."""
-        return _median([max(1, hint * length // amount) for amount, length in self._find(key)])
-
-
-def _median(values: list[int]) -> int | None:
-    return sorted(values)[len(values) // 2] if values else None
+def _median(values: list[int]) -> int:
+    return sorted(values)[len(values) // 2]
 
 
 def _read_work(workload: bytes) -> int:
