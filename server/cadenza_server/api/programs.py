@@ -291,9 +291,8 @@ def _make_workload(kind: ProgramKind, program: Program, circuits: _Circuits, wor
         options = job.options
         level = options.transpile_level if options.HasField("transpile_level") else None
         chosen = (options.method, level, options.noise if options.HasField("noise") else None)
-    return make_workload(
-        kind.value, circuits.digests, qubits=circuits.qubits, size=circuits.size, work=work, options=chosen
-    )
+    word = "SAMPLER" if kind is ProgramKind.SAMPLER else "ESTIMATOR"  # an enum's `.value` is slow
+    return make_workload(word, circuits.digests, qubits=circuits.qubits, size=circuits.size, work=work, options=chosen)
 
 
 def _check_qpy(content: bytes) -> tuple[int, bytes]:

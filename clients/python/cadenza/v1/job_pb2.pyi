@@ -319,7 +319,7 @@ class Job(_message.Message):
     job_id: _builtins.str
     """The job's id."""
     user: _builtins.str
-    """The owner: a path in the share tree, such as `lab/alice`."""
+    """The owner: a path in the share tree, such as `lab/alice`. Empty for the calibrations that a device submits itself."""
     device: _builtins.str
     """The device's name."""
     session_id: _builtins.str
@@ -474,7 +474,7 @@ class Run(_message.Message):
     device: _builtins.str
     """The device."""
     user: _builtins.str
-    """The job's owner."""
+    """The job's owner; empty for the calibrations that a device submits itself."""
     session_id: _builtins.str
     """The job's session; empty if none."""
     job_class: Global___JobClass.ValueType
@@ -514,7 +514,9 @@ class Run(_message.Message):
 
     @_builtins.property
     def charged(self) -> _duration_pb2.Duration:
-        """Device time charged to the owner and to every account above; zero while it runs."""
+        """Device time charged to the owner and to every account above. Zero while it runs, for calibrations, and for runs that
+        were WORKER_LOST or PUT_BACK.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
