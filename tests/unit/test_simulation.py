@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cadenza_server.cli import build_app
 from cadenza_server.model.settings import RUNTIME_2023, RUNTIME_2024, SECOND
 from cadenza_server.model.words import JobReason, JobState, Pending
 from cadenza_server.scheduling.jobs import JOB_TRANSITIONS, JobEvent
 from cadenza_server.scheduling.sessions import SESSION_TRANSITIONS, SessionEvent
 from cadenza_server.simulation import ScenarioError, differences, parse_scenario, run_files, simulate
+from typer.testing import CliRunner
 
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
 
@@ -199,6 +201,29 @@ def test_exit_code_says_the_worst_that_happened(tmp_path: Path) -> None:
             assert bool(err.getvalue()) is (code > 0)
     assert run_files([no_scenario], True, io.StringIO(), err := io.StringIO()) == 2
     assert err.getvalue() == f"{no_scenario}:2: this is no UTF-8 text\n"
+
+
+def test_the_command_prints_a_line_a_file_in_the_order_given_and_says_what_a_file_should_have_been(
+    tmp_path: Path,
+) -> None:
+    names = ("b", "a", "c")
+    files = [tmp_path / f"{name}.yaml" for name in names]
+    for name, file in zip(names, files, strict=True):
+        file.write_text(f"name: x\ndevices: {{qpu: {{}}}}\nevents: [{{at: 0, submit: {name}1, user: u, run: 1}}]\n")
+    done = CliRunner().invoke(build_app(), ["simulate", *map(str, files), "--json"])
+    assert done.exit_code == 0
+    assert [list(json.loads(line)["jobs"]) for line in done.stdout.splitlines()] == [["b1"], ["a1"], ["c1"]]
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("name: x\ndevices: {qpu: {}}\nevents:\n  - {at: 0, submit: a1, user: u, run: long}\n")
+    done = CliRunner().invoke(build_app(), ["simulate", str(files[0]), str(wrong), "--json"])
+    assert done.exit_code == 2
+    assert [list(json.loads(line)["jobs"]) for line in done.stdout.splitlines()] == [["b1"]]
+    assert done.stderr == f"{wrong}:4: here stands a time in seconds, not 'long'\n"
+    unmet = tmp_path / "unmet.yaml"
+    unmet.write_text(files[0].read_text() + "expect: {runs: [[b1, 0, 2]]}\n")
+    done = CliRunner().invoke(build_app(), ["simulate", str(unmet)])
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"{unmet}: runs[0]")
 
 
 def test_timeline_tells_people_what_happened(tmp_path: Path) -> None:

@@ -475,18 +475,25 @@ def test_two_files_are_compared_side_by_side(files: tuple[Path, Path]) -> None:
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert lines[0].split() == ["old", "new"]
-    for label in (
-        "submitted",
-        "EXECUTION_ERROR",
-        "CALIBRATION",
-        "SESSION",
-        "heavy",
-        "light",
-        "q1",
-        "worst lag, s per share",
+    sections: dict[str, list[str]] = {}
+    for line in lines[1:]:
+        if line.startswith("  "):
+            sections[next(reversed(sections))].append(line.split()[0])
+        else:
+            sections[line] = []
+    # All that a policy is judged by, and by whom: classes, groups and users.
+    who = {"all", "CALIBRATION", "SESSION", "FAIR_SHARE", "heavy", "light"}
+    assert {"submitted", "succeeded", "failed", "cancelled", "running", "queued"} == set(sections["jobs"])
+    assert "EXECUTION_ERROR" in sections["jobs that did not succeed, by reason"]
+    for section in (
+        "waiting time, s: p50 / p90 / p99",
+        "slowdown (from submission to end, in its own length): p50 / p90 / p99",
     ):
-        [*found] = [line for line in lines if line.strip().startswith(label)]
-        assert found, label
+        assert who < set(sections[section])
+        assert len(set(sections[section]) - who) >= 5, "users"
+    devices = sections["devices: busy / by calibrations / held idle / held idle, s"]
+    assert {"all", "q1"} <= set(devices)
+    assert {"heavy", "light", "users:", "worst"} <= set(sections["fairness: share / use"])
     submitted = next(line for line in lines if "submitted" in line).split()
     assert submitted[1] == submitted[2]
 

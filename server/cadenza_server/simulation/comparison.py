@@ -5,6 +5,8 @@ from typing import Any, Final, TextIO
 
 USERS_SHOWN: Final = 12
 """More users than this are not listed one by one; `--json` has all of them."""
+LONGEST_SHOWN: Final = 5
+"""If there are more, so many of each simulation are, those with the longest p90."""
 
 _PERCENTILES: Final = ("p50", "p90", "p99")
 
@@ -12,8 +14,9 @@ _PERCENTILES: Final = ("p50", "p90", "p99")
 def print_comparison(titles: Sequence[str], figures: Sequence[Mapping[str, Any]], out: TextIO) -> None:
     """Print a table with a column a simulation. A figure that one of them does not have is `-` there."""
     rows: dict[tuple[str, str], dict[int, str]] = {}
+    longest = {part: _longest(part, figures) for part in ("waiting", "slowdown")}
     for i, each in enumerate(figures):
-        for section, label, text in _figures(each):
+        for section, label, text in _figures(each, longest):
             rows.setdefault((section, label), {})[i] = text
     # Rows that only a later column has come after those of the first; each section stays together.
     sections = dict.fromkeys(section for section, _ in rows)
@@ -30,17 +33,29 @@ def print_comparison(titles: Sequence[str], figures: Sequence[Mapping[str, Any]]
                 print(f"  {label:<{left - 2}}" + "   ".join(texts), file=out)
 
 
-def _figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield section, label and text of every figure that people are shown."""
+def _longest(part: str, figures: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the users whose p90 is the longest in one of the simulations; all, if they are few."""
+    found: dict[str, None] = {}
+    for each in figures:
+        users = each[part]["users"]
+        few = len(users) <= USERS_SHOWN
+        found |= dict.fromkeys(users if few else sorted(users, key=lambda user: -users[user]["p90"])[:LONGEST_SHOWN])
+    return list(found)
+
+
+def _figures(figures: Mapping[str, Any], longest: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str, str]]:
+    """Yield section, label and text of every figure that people are shown. `longest`: users to show."""
     for name, count in figures["jobs"].items():
         yield "jobs", name, f"{count:,}"
     for name, count in figures["reasons"].items():
         yield "jobs that did not succeed, by reason", name, f"{count:,}"
     for code, count in figures["rejected"].items():
         yield "refused commands", code, f"{count:,}"
-    yield from _who("waiting time, s: p50 / p90 / p99", figures["waiting"], ",.1f")
+    yield from _who("waiting time, s: p50 / p90 / p99", figures["waiting"], longest["waiting"])
     yield from _who(
-        "slowdown (from submission to end, in its own length): p50 / p90 / p99", figures["slowdown"], ",.1f"
+        "slowdown (from submission to end, in its own length): p50 / p90 / p99",
+        figures["slowdown"],
+        longest["slowdown"],
     )
     for device, each in figures["devices"].items():
         text = (
@@ -50,17 +65,18 @@ def _figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield from _fairness(figures["fairness"])
 
 
-def _who(section: str, figures: Mapping[str, Any], form: str) -> Iterator[tuple[str, str, str]]:
-    yield section, "all", _show_percentiles(figures["all"], form)
-    for part in ("classes", "groups", "users"):
-        if part == "users" and len(figures[part]) > USERS_SHOWN:
-            continue
+def _who(section: str, figures: Mapping[str, Any], users: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    yield section, "all", _show_percentiles(figures["all"])
+    for part in ("classes", "groups"):
         for name, each in figures[part].items():
-            yield section, name, _show_percentiles(each, form)
+            yield section, name, _show_percentiles(each)
+    for user in users:
+        if user in figures["users"]:
+            yield section, user, _show_percentiles(figures["users"][user])
 
 
-def _show_percentiles(figures: Mapping[str, float], form: str) -> str:
-    return " / ".join(format(figures[each], form) for each in _PERCENTILES) if figures["count"] else "none"
+def _show_percentiles(figures: Mapping[str, float]) -> str:
+    return " / ".join(f"{figures[each]:,.1f}" for each in _PERCENTILES) if figures["count"] else "none"
 
 
 def _fairness(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
