@@ -421,6 +421,34 @@ async def test_runs_that_did_not_come_to_their_end_teach_nothing_and_a_limit_tha
     assert not home.engine._writer._predicted.keys() - {(unlimited, 1)}
 
 
+async def test_a_batch_runs_first_what_was_shortest_before_and_runs_are_charged_in_flight_by_it(home: Home) -> None:
+    long, short = (
+        make_workload("SAMPLER", [hashlib.sha256(name).digest()], qubits=qubits, size=500, work=1000)
+        for name, qubits in ((b"long", 9), (b"short", 3))
+    )
+    for workload, length in ((long, 60 * SECOND), (short, 2 * SECOND)):
+        await home.submit(content=content_of(workload=workload))
+        home.clock.advance(length)
+        home.device.end()
+        await settle(lambda: home.device.running is None)
+    session = await home.session(mode=SessionMode.BATCH)
+    jobs = [
+        await home.submit(
+            device=None, session=session, job_class=JobClass.SESSION, content=content_of(workload=workload)
+        )
+        for workload in (long, long, short)
+    ]
+    order = []
+    for _ in jobs:
+        await settle(lambda: home.device.running is not None)
+        assert home.device.running is not None
+        order.append(home.device.running.job)
+        in_flight = home.engine.usage_view("lab/alice").in_flight_s
+        assert in_flight == pytest.approx(2 if home.device.running.job == jobs[2] else 60, rel=1e-3)
+        home.device.end()
+    assert order == [jobs[0], jobs[2], jobs[1]]
+
+
 async def test_a_calibration_is_expected_to_take_the_time_that_it_asks_for(home: Home) -> None:
     content = replace(content_of(min_duration_ns=9 * SECOND), program_kind=ProgramKind.CALIBRATION)
     job = await home.submit(OPERATOR, job_class=JobClass.CALIBRATION, content=content)

@@ -172,9 +172,11 @@ class Engine:
     def _predict(self, job: SubmitJob, content: JobContent) -> int | None:
         if content.program_kind is ProgramKind.CALIBRATION and content.min_duration_ns:
             return content.min_duration_ns  # it keeps its device so long
-        user = job.user or job.caller.path
+        device, user = job.device, job.user or job.caller.path
+        if job.session is not None and (session := self._writer.recorder.sessions.get(job.session)) is not None:
+            device, user = session.device, session.user
         return self._writer.predictor.estimate(
-            job.device, user, content.workload, hint=content.estimate_hint_ns, limit=job.limit
+            device, user, content.workload, hint=content.estimate_hint_ns, limit=job.limit
         )
 
     def _check_circuits(self, jobs: Sequence[SubmitJob], contents: Sequence[JobContent]) -> None:
