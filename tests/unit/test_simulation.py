@@ -223,7 +223,7 @@ def test_the_command_prints_a_line_a_file_in_the_order_given_and_says_what_a_fil
     unmet.write_text(files[0].read_text() + "expect: {runs: [[b1, 0, 2]]}\n")
     done = CliRunner().invoke(build_app(), ["simulate", str(unmet)])
     assert done.exit_code == 1
-    assert done.stderr.startswith(f"{unmet}: runs[0]")
+    assert done.stderr.startswith(f"{unmet}: run 1: expected ")
 
 
 def test_timeline_tells_people_what_happened(tmp_path: Path) -> None:
