@@ -71,7 +71,7 @@ START = 1_000 * SECOND
 ALICE = Caller("lab/alice")
 BOB = Caller("lab/bob")
 OPERATOR = Caller("root", operator=True)
-GHZ = make_workload("SAMPLER", [hashlib.sha256(b"ghz").digest()], qubits=2, size=500, work=1000)
+GHZ = make_workload("SAMPLER", (hashlib.sha256(b"ghz").digest(),), qubits=2, size=500, work=1000)
 
 
 class HandDevice:
@@ -423,7 +423,7 @@ async def test_runs_that_did_not_come_to_their_end_teach_nothing_and_a_limit_tha
 
 async def test_a_batch_runs_first_what_was_shortest_before_and_runs_are_charged_in_flight_by_it(home: Home) -> None:
     long, short = (
-        make_workload("SAMPLER", [hashlib.sha256(name).digest()], qubits=qubits, size=500, work=1000)
+        make_workload("SAMPLER", (hashlib.sha256(name).digest(),), qubits=qubits, size=500, work=1000)
         for name, qubits in ((b"long", 9), (b"short", 3))
     )
     for workload, length in ((long, 60 * SECOND), (short, 2 * SECOND)):

@@ -41,7 +41,7 @@ QASM3 = "OPENQASM 3.0;\nqubit q; bit c; c = measure q;\n"
 
 
 def bell(work: int) -> bytes:
-    return make_workload("SAMPLER", [hashlib.sha256(BELL).digest()], qubits=2, size=len(BELL), work=work)
+    return make_workload("SAMPLER", (hashlib.sha256(BELL).digest(),), qubits=2, size=len(BELL), work=work)
 
 
 def floats(*shape: int) -> Tensor:
@@ -93,7 +93,7 @@ def test_a_sessions_circuits_are_kept_by_their_digest() -> None:
     text = check(sampler(circuit=Circuit(openqasm3=QASM3)), in_session=True)
     assert list(text.new_circuits) == [hashlib.sha256(QASM3.encode()).digest()]
     digest = hashlib.sha256(QASM3.encode()).digest()
-    assert text.workload == make_workload("SAMPLER", [digest], qubits=None, size=len(QASM3), work=1000)
+    assert text.workload == make_workload("SAMPLER", (digest,), qubits=None, size=len(QASM3), work=1000)
 
 
 def test_a_circuit_is_the_same_work_whether_it_is_sent_or_named() -> None:
@@ -300,7 +300,7 @@ def test_observables_fit_their_shape_and_circuit(
 def test_shapes_that_do_not_broadcast_are_refused() -> None:
     array = ObservablesArray(shape=[3], observables=[observable(("ZZ", 1.0))] * 3)
     digest = hashlib.sha256(BELL).digest()
-    known = make_workload("ESTIMATOR", [digest], qubits=2, size=len(BELL), work=12)
+    known = make_workload("ESTIMATOR", (digest,), qubits=2, size=len(BELL), work=12)
     assert check(estimator(observables=array, parameter_values=floats(4, 1, 2))).workload == known
     assert refusal(estimator(observables=array, parameter_values=floats(4, 2))).reason == "INVALID_TENSOR"
 

@@ -15,7 +15,7 @@ lengths = st.integers(1, 3600 * SECOND)
 
 
 def workload(name: str = "ghz", *, work: int = 1000, qubits: int | None = 4, size: int = 700) -> bytes:
-    digests = [hashlib.sha256(part.encode()).digest() for part in name.split()]
+    digests = tuple(hashlib.sha256(part.encode()).digest() for part in name.split())
     return make_workload("SAMPLER", digests, qubits=qubits, size=size, work=work)
 
 
