@@ -141,6 +141,15 @@ def test_measurements_in_the_middle_steer_what_follows(sim: CadenzaBackend) -> N
     assert 0 < data.mid.get_int_counts().get(1, 0) < 200
 
 
+def test_a_backend_tells_how_far_its_estimates_were_off(sim: CadenzaBackend) -> None:
+    SamplerV2(mode=sim).run([ghz()]).result(PATIENCE_S)
+    error = sim.estimate_error()
+    assert error is not None
+    assert error["run_count"] >= 1
+    assert 1 <= error["factor_p50"] <= error["factor_p90"]
+    assert 0 <= error["seconds_p50"] <= error["seconds_p90"]
+
+
 def test_a_circuit_made_for_the_target_runs_as_it_is_on_the_noisy_device(service: CadenzaService) -> None:
     line = service.backend("line")
     assert (line.num_qubits, line.target.num_qubits) == (5, 5)
