@@ -1,5 +1,6 @@
-"""What the law makes happen by itself, live, by a clock that the test turns: the engine wakes at each deadline, those who
-watch see every change with its reason, and each run keeps the decision behind it.
+"""What the law makes happen by itself, live, by a clock that the test turns.
+
+The engine wakes at each deadline, watchers see every change with its reason, each run keeps the decision behind it.
 """
 
 from collections.abc import AsyncIterator
