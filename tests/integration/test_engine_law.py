@@ -3,17 +3,20 @@
 The engine wakes at each deadline, watchers see every change with its reason, each run keeps the decision behind it.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cadenza_server.engine import ReservationState, RunFilter, SessionChanged, SessionJobsEnded
-from cadenza_server.model.commands import CloseSession, CreateReservation
+from cadenza_server.engine import ReservationState, RunFilter, SessionChanged, SessionJobsEnded, SessionJobsReleased
+from cadenza_server.model.commands import CancelSession, CloseSession, CreateReservation, SubmitJob
 from cadenza_server.model.settings import RUNTIME_2023, SECOND
-from cadenza_server.model.words import JobClass, JobReason, JobState, Pending, Rule, RunOutcome
+from cadenza_server.model.words import JobClass, JobReason, JobState, OnExpiry, Pending, Rule, RunOutcome
+from cadenza_server.store import Store
+from cadenza_server.store.batch import END_SESSION_JOBS, RELEASE_SESSION_JOBS, Batch
 
-from tests.integration.test_engine import ALICE, BOB, OPERATOR, START, Home, quiet, settle, wait_state
+from tests.integration.test_engine import ALICE, BOB, OPERATOR, START, Home, content_of, quiet, settle, wait_state
 
 SETTINGS = replace(
     RUNTIME_2023,
@@ -130,6 +133,53 @@ async def test_reservations_open_and_close_and_take_the_device_from_others(home:
     told = [notice.change for notice in (await engine.list_session_events("bound")).items]
     ended = [change for change in told if isinstance(change, SessionJobsEnded)]
     assert [(each.reason, each.count) for each in ended] == [(JobReason.RESERVATION_ENDED, 1)]
+
+
+class CountingStore(Store):
+    """Notes how often which statement is executed."""
+
+    def __init__(self, data_dir: Path) -> None:
+        super().__init__(data_dir)
+        self.executed: Counter[str] = Counter()
+
+    async def commit(self, batch: Batch) -> None:
+        for statement, rows in batch.groups():
+            self.executed[statement] += len(rows)
+        await super().commit(batch)
+
+
+@pytest.mark.parametrize("what", ["cancel", "expiry", "expiry that fails", "cache deadline"])
+async def test_what_happens_to_all_queued_jobs_of_a_session_is_one_statement_and_one_message(
+    tmp_path: Path, what: str
+) -> None:
+    executed: list[Counter[str]] = []
+    for jobs in (3, 300):
+        home = Home(tmp_path / str(jobs))
+        store = CountingStore(home.data_dir)
+        on_expiry = OnExpiry.FAIL if what == "expiry that fails" else OnExpiry.FAIR_SHARE
+        await home.open(settings=replace(SETTINGS, on_expiry=on_expiry), store=store)
+        await home.session()
+        job = SubmitJob(job="", caller=ALICE, session="s")
+        await home.engine.submit([job] * jobs, [content_of()] * jobs)
+        await pass_to(home, 1)
+        if what == "cache deadline":
+            await pass_to(home, 100)
+        before = store.executed.copy()
+        seen = len((await home.engine.list_session_events("s")).items)
+        if what == "cancel":
+            await home.engine.execute(CancelSession(session="s", caller=ALICE))
+        else:
+            await pass_to(home, 100 if what != "cache deadline" else 100 + SETTINGS.session_cache_ttl / SECOND)
+        await quiet(home)
+        executed.append(store.executed - before)
+        told = (await home.engine.list_session_events("s")).items[seen:]
+        of_jobs = [each.change for each in told if isinstance(each.change, SessionJobsEnded | SessionJobsReleased)]
+        assert [each.count for each in of_jobs] == [jobs - 1]
+        counts = (await home.engine.get_session("s")).job_counts
+        assert counts.queued == (jobs - 1 if what == "expiry" else 0)
+        await home.engine.stop(0)
+    assert executed[0] == executed[1]
+    assert executed[0][RELEASE_SESSION_JOBS if what == "expiry" else END_SESSION_JOBS] == 1
 
 
 async def test_a_device_calibrates_itself_on_its_interval(home: Home) -> None:
