@@ -126,6 +126,25 @@ def test_sampler_has_the_bits_of_aers_sampler_for_a_seed(aer: AerExecutor) -> No
     assert two == {"long": both.long, "short": both.short}
 
 
+def test_a_circuit_that_the_worker_keeps_runs_with_the_shots_seed_method_and_values_of_each_job(
+    aer: AerExecutor,
+) -> None:
+    circuit = QuantumCircuit(2)
+    circuit.ry(Parameter("a"), 0)
+    circuit.cx(0, 1)
+    circuit.measure_all()
+    for shots, seed, method, value in [
+        (100, 1, "automatic", 0.4),
+        (300, 2, "statevector", 2.0),
+        (50, 1, "matrix_product_state", 1.1),
+        (200, 3, "automatic", 1.1),
+    ]:
+        (ours,) = sample(aer, sampler_pub(circuit, [value]), shots=shots, seed=seed, method=method)
+        options = {"backend_options": {"method": method}}
+        theirs = AerSampler(seed=seed, options=options).run([(circuit, [value])], shots=shots).result()[0].data.meas
+        assert ours["meas"] == theirs
+
+
 def test_sampler_follows_the_distribution_of_the_state_vector(aer: AerExecutor) -> None:
     circuit = efficient_su2(3, reps=1)
     circuit.measure_all()
