@@ -150,7 +150,10 @@ class Scheduler:
         ledger.events = events
         answers: list[Refusal | tuple[Event, ...]] = [()] * len(commands)
         deadlines = ledger.deadlines
-        for i in range(len(commands)) if len(commands) < 2 else sorted(range(len(commands)), key=_turns(commands)):
+        order: Sequence[int] = range(len(commands))
+        if len(commands) > 1 and any(type(command) in _BEFORE_DEADLINES for command in commands):
+            order = sorted(order, key=_turns(commands))
+        for i in order:
             command = commands[i]
             if deadlines.first <= now and type(command) not in _BEFORE_DEADLINES:
                 self._fire_due()
