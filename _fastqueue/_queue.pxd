@@ -63,7 +63,7 @@ cdef struct Pool:
     uint32_t record_size  # bytes
     uint32_t used         # records ever given out; index 0 counts
     uint32_t free_first   # freed records are a list through their first four bytes; 0 ends it
-    uint32_t free_count
+    uint32_t spare        # records that can be taken before another chunk is needed
 
 
 cdef struct Job:          # 24 bytes
@@ -180,6 +180,8 @@ cdef struct State:
     int64_t half_life
     double k              # half-life in seconds / log(2)
     int64_t exponent
+    uint64_t charge_end   # a charge that ends then or later moves the exponent
+    int64_t charge_max    # of a longer charge only the last part counts
     uint32_t queued
     uint32_t picked       # the fair-share job of the latest pick while nothing has changed since, or 0
     uint32_t picked_entry # its user's entry

@@ -157,6 +157,7 @@ cdef bint pool_grow(Pool *p) noexcept nogil:
         return False
     p.chunks[p.chunk_count] = chunk
     p.chunk_count += 1
+    p.spare = p.spare + (<uint32_t>1 << p.shift) if p.chunk_count > 1 else (<uint32_t>1 << p.shift) - p.used
     return True
 
 
@@ -164,41 +165,40 @@ cdef inline char *pool_at(Pool *p, uint32_t i) noexcept nogil:
     return p.chunks[i >> p.shift] + <size_t>(i & ((<uint32_t>1 << p.shift) - 1)) * p.record_size
 
 
-cdef inline bint pool_has(Pool *p, uint64_t count) noexcept nogil:
-    return p.free_count + (<uint64_t>p.chunk_count << p.shift) >= p.used + count
-
-
 cdef int pool_reserve(Pool *p, uint64_t count) except -1 nogil:
     """Make sure that `count` records can be taken without a failure."""
-    while not pool_has(p, count):
+    while p.spare < count:
         if not pool_grow(p):
             with gil:
                 PyErr_NoMemory()
     return 0
 
 
-cdef inline uint32_t pool_take(Pool *p) noexcept nogil:
-    """A zeroed record. Reserved before: it does not fail."""
+cdef inline uint32_t pool_take_raw(Pool *p) noexcept nogil:
+    """A record that holds anything. Reserved before: it does not fail."""
     cdef uint32_t i = p.free_first
-    cdef char *record
+    if p.spare == 0 and not pool_grow(p):
+        abort()  # beyond what `reserve` foresees and out of memory: nothing consistent is left to go on with
+    p.spare -= 1
     if i:
-        record = pool_at(p, i)
-        p.free_first = (<uint32_t *>record)[0]
-        p.free_count -= 1
+        p.free_first = (<uint32_t *>pool_at(p, i))[0]
     else:
         i = p.used
-        if (i >> p.shift) >= p.chunk_count and not pool_grow(p):
-            abort()  # beyond what `reserve` foresees and out of memory: nothing consistent is left to go on with
         p.used += 1
-        record = pool_at(p, i)
-    memset(record, 0, p.record_size)
+    return i
+
+
+cdef inline uint32_t pool_take(Pool *p) noexcept nogil:
+    """A zeroed record."""
+    cdef uint32_t i = pool_take_raw(p)
+    memset(pool_at(p, i), 0, p.record_size)
     return i
 
 
 cdef inline void pool_give(Pool *p, uint32_t i) noexcept nogil:
     (<uint32_t *>pool_at(p, i))[0] = p.free_first
     p.free_first = i
-    p.free_count += 1
+    p.spare += 1
 
 
 cdef uint64_t pool_bytes(Pool *p) noexcept nogil:
@@ -379,15 +379,18 @@ cdef inline void block_lowest(Block *b, bint wide) noexcept nogil:
 
 cdef void block_append(Block *to, bint wide, Block *source, int first) noexcept nogil:
     """Move the slots from rank `first` on to the end of another block."""
-    cdef int i, slot
+    cdef int i, slot, at
     for i in range(first, source.count):
         slot = slot_at(source, i)
-        block_open(
-            to, wide, to.count, source.usage[slot] if wide else 0.0, source.slot[slot].order,
-            source.slot[slot].estimate, source.ref[slot]
-        )
+        at = slot_at(to, to.count + i - first)
+        to.slot[at] = source.slot[slot]
+        to.ref[at] = source.ref[slot]
         if wide:
+            to.usage[at] = source.usage[slot]
             source.usage[slot] = NAN
+        if to.slot[at].estimate < to.least:
+            to.least = to.slot[at].estimate
+    to.count += source.count - first
     source.count = first
 
 
@@ -621,8 +624,12 @@ cdef void tree_move(
 cdef inline void tree_close_first(State *q, bint wide, uint32_t *root) noexcept nogil:
     """Take out the first slot of the tree."""
     cdef Path path
-    tree_seek_first(q, wide, root[0], &path)
-    tree_close(q, wide, root, &path)
+    cdef Block *b = block_at(q, wide, root[0])
+    if b.height == 0 and b.count > 1:
+        block_close(b, wide, 0)
+    else:
+        tree_seek_first(q, wide, root[0], &path)
+        tree_close(q, wide, root, &path)
 
 
 cdef inline Block *tree_first(State *q, bint wide, uint32_t root) noexcept nogil:
@@ -742,6 +749,13 @@ cdef inline double time_usage(int64_t time) noexcept nogil:
     return usage
 
 
+cdef void exponent_limit(State *q) noexcept nogil:
+    """Set the first instant that is more than EXPONENTS_MAX half-lives past the exponent."""
+    cdef uint64_t half_lives = <uint64_t>q.exponent + EXPONENTS_MAX + 1
+    cdef bint far = half_lives > ~<uint64_t>0 // <uint64_t>q.half_life
+    q.charge_end = ~<uint64_t>0 if far else half_lives * <uint64_t>q.half_life
+
+
 cdef int renormalise(State *q, int64_t exponents) noexcept nogil:
     cdef uint32_t i
     cdef int shift = <int>(exponents if exponents < 5000 else 5000)
@@ -757,6 +771,7 @@ cdef int renormalise(State *q, int64_t exponents) noexcept nogil:
         d = device_at(q, i)
         d.run_charge = ldexp(d.run_charge, -shift)
     q.exponent += exponents
+    exponent_limit(q)
     # Exact powers of two keep the order, but for usage so old that it underflows: those become equal.
     for i in range(q.devices.used):
         rebuild(q, device_at(q, i).root_entry)
@@ -808,9 +823,9 @@ cdef inline double charge_piece(State *q, double rate, int64_t n, int64_t durati
 
 cdef inline void charge_prepare(State *q, int64_t start, int64_t duration) noexcept nogil:
     """Move the exponent if the end of a charge is far from it."""
-    cdef int64_t last = <int64_t>((<uint64_t>start + <uint64_t>duration) // <uint64_t>q.half_life)
-    if last - q.exponent > EXPONENTS_MAX:
-        renormalise(q, last - q.exponent - EXPONENTS_KEPT)
+    cdef uint64_t end = <uint64_t>start + <uint64_t>duration
+    if end >= q.charge_end:
+        renormalise(q, <int64_t>(end // <uint64_t>q.half_life) - q.exponent - EXPONENTS_KEPT)
 
 
 cdef double charge_cost(State *q, int64_t start, int64_t duration) noexcept nogil:
@@ -818,16 +833,16 @@ cdef double charge_cost(State *q, int64_t start, int64_t duration) noexcept nogi
     cdef int64_t n
     cdef double rate
     charge_prepare(q, start, duration)
-    if duration // q.half_life >= CHARGE_HALF_LIVES_MAX:
-        start += duration - CHARGE_HALF_LIVES_MAX * q.half_life
-        duration = CHARGE_HALF_LIVES_MAX * q.half_life
+    if duration >= q.charge_max:
+        start += duration - q.charge_max
+        duration = q.charge_max
     rate = charge_rate(q, start, &n)
     return charge_piece(q, rate, n, duration)
 
 
 cdef double run_cost(State *q, Device *d, int64_t duration) noexcept nogil:
     """charge_cost from the start of a run, whose rate is known."""
-    if duration // q.half_life >= CHARGE_HALF_LIVES_MAX:
+    if duration >= q.charge_max:
         return charge_cost(q, d.run_start, duration)
     charge_prepare(q, d.run_start, duration)
     return charge_piece(q, d.run_rate, d.run_half_lives, duration)
@@ -896,17 +911,20 @@ cdef void entry_drop(State *q, uint32_t index) noexcept nogil:
         e.device = <uint32_t>NO_DEVICE
 
 
-cdef inline void begin(State *q, uint32_t index, Before *before) noexcept nogil:
-    """Note what is about to change; `lift` ends it."""
-    cdef Entry *e
+cdef inline void entry_note(State *q, uint32_t index, Before *before) noexcept nogil:
+    cdef Entry *e = entry_at(q, index)
     cdef Node *n
-    settle(q)
-    e = entry_at(q, index)
     before.present = e.root != 0
     if before.present:
         n = node_at(q, entry_node(q, index))
         before.seq = entry_seq(q, e, n)
         before.least = entry_least(q, e, n)
+
+
+cdef inline void begin(State *q, uint32_t index, Before *before) noexcept nogil:
+    """Note what is about to change; `lift` ends it."""
+    settle(q)
+    entry_note(q, index, before)
 
 
 cdef void lift(State *q, uint32_t index, Before *before, bint usage_changed) noexcept nogil:
@@ -933,7 +951,8 @@ cdef void lift(State *q, uint32_t index, Before *before, bint usage_changed) noe
         key = usage_per_share(n)
         up_index = e.up
         up = entry_at(q, up_index)
-        begin(q, up_index, &above)
+        if up.up != <uint32_t>NO_ENTRY:
+            entry_note(q, up_index, &above)
         if before.present and present:
             if key != n.key or seq != before.seq or least != before.least:
                 tree_move(q, &up.root, index, n.key, before.seq, key, seq, least)
@@ -1009,8 +1028,12 @@ cdef inline bint job_disorders(State *q, Job *j) noexcept nogil:
 
 cdef inline void candidate_insert(State *q, Device *d, Entry *e, uint32_t index) noexcept nogil:
     cdef Job *j = job_at(q, index)
-    tree_insert(q, False, &e.root, 0.0, j.key, j.estimate, index)
+    cdef Block *b = block_at(q, False, e.root)
     d.disorder += job_disorders(q, j)
+    if e.root and b.height == 0 and b.count < BLOCK_SLOTS and order_at(b, b.count - 1) < j.key:
+        block_open(b, False, b.count, 0.0, j.key, j.estimate, index)
+    else:
+        tree_insert(q, False, &e.root, 0.0, j.key, j.estimate, index)
 
 
 cdef inline void candidate_remove(State *q, Device *d, Entry *e, uint32_t index) noexcept nogil:
@@ -1165,7 +1188,6 @@ cdef uint32_t choose(State *q, uint32_t index, int64_t left, Context *c) noexcep
     cdef uint32_t exempt, thinned, found, node
     cdef double usage
     cdef uint64_t seq, key = 0
-    cdef Block *b
     cdef Best best
     cdef int i
     while True:
@@ -1179,13 +1201,13 @@ cdef uint32_t choose(State *q, uint32_t index, int64_t left, Context *c) noexcep
         if not n.flags & FLAG_ACCOUNT:
             c.entry = index
             return tree_front(q, e.root, &key) if left == FOREVER else tree_fit(q, e.root, left)
+        if left == FOREVER and c.without < 0:
+            index = ref_at(tree_first(q, True, e.root), 0)
+            continue
         exempt = entry_toward(q, node, c.holder, c.device) if left != FOREVER else <uint32_t>NO_ENTRY
         thinned = entry_toward(q, node, c.without, c.device) if c.without >= 0 else <uint32_t>NO_ENTRY
         if left == FOREVER and thinned == <uint32_t>NO_ENTRY:
-            b = block_at(q, True, e.root)
-            while b.height:
-                b = block_at(q, True, ref_at(b, 0))
-            index = ref_at(b, 0)
+            index = ref_at(tree_first(q, True, e.root), 0)
             continue
         # The children on the way to the holder and to the user to leave out have picks of their own kind.
         best.job = 0
@@ -1311,11 +1333,33 @@ cdef int64_t session_pick(State *q, Device *d, int64_t now) noexcept nogil:
     return -4 if fits else -3
 
 
+cdef inline int64_t front_pick(State *q, Device *d) noexcept nogil:
+    """Rule 3 without any restriction: the first below the first, down to the job."""
+    cdef uint32_t index = d.root_entry
+    cdef Entry *e = entry_at(q, index)
+    cdef Block *b
+    cdef uint32_t found
+    cdef uint64_t key
+    if e.root == 0:
+        return -1
+    while node_at(q, entry_node(q, index)).flags & FLAG_ACCOUNT:
+        index = ref_at(tree_first(q, True, e.root), 0)
+        e = entry_at(q, index)
+    found = tree_front(q, e.root, &key)
+    if key & KEY_SESSION:
+        return candidate_job(q, found)
+    b = tree_first(q, False, e.root)
+    if ref_at(b, 0) != found:
+        return found
+    q.picked = found
+    q.picked_entry = index
+    return found
+
+
 cdef int64_t queue_pick(State *q, uint32_t device, int64_t now) except? -9 nogil:
     cdef Device *d = device_at(q, device)
     cdef uint32_t found
     cdef Context c
-    cdef Block *b
     if q.pending:
         reserve(q)
     if now > d.clock:
@@ -1326,18 +1370,10 @@ cdef int64_t queue_pick(State *q, uint32_t device, int64_t now) except? -9 nogil
         return ref_at(tree_first(q, False, d.calibrations), 0)
     if d.active:
         return session_pick(q, d, now)
+    if d.inside < 0 and d.next_start == FOREVER:
+        return front_pick(q, d)
     found = fair_pick(q, device, now, -1, &c)
-    if found == 0:
-        return -1
-    if d.next_start != FOREVER:
-        return candidate_job(q, found)
-    b = tree_first(q, False, entry_at(q, c.entry).root)
-    if order_at(b, 0) & (KEY_SESSION | KEY_SECOND):
-        return candidate_job(q, found)
-    cadenza_prefetch(<const char *>job_at(q, found))
-    q.picked = found
-    q.picked_entry = c.entry
-    return found
+    return candidate_job(q, found) if found else -1
 
 
 # --- changes ----------------------------------------------------------------------------------------------------------
@@ -1350,15 +1386,12 @@ cdef inline int reserve(State *q) except -1 nogil:
 
 
 cdef inline int reserve_memory(State *q) except -1 nogil:
-    cdef uint64_t blocks = <uint64_t>BLOCKS_KEPT * (q.devices.used + 1)
+    cdef uint32_t blocks = <uint32_t>BLOCKS_KEPT * (q.devices.used + 1)
     q.picked = 0
-    if not pool_has(&q.jobs, 4):
+    if q.jobs.spare < 4 or q.extras.spare < DEPTH_MAX or q.wide.spare < blocks or q.narrow.spare < BLOCKS_KEPT:
         pool_reserve(&q.jobs, 4)
-    if not pool_has(&q.extras, DEPTH_MAX):
         pool_reserve(&q.extras, DEPTH_MAX)
-    if not pool_has(&q.wide, blocks):
         pool_reserve(&q.wide, blocks)
-    if not pool_has(&q.narrow, BLOCKS_KEPT):
         pool_reserve(&q.narrow, BLOCKS_KEPT)
     return 0
 
@@ -1374,6 +1407,8 @@ cdef int queue_init(State *q, int64_t half_life) except -1 nogil:
     pool_init(&q.devices, sizeof(Device), DEVICE_SHIFT, 0)
     q.half_life = half_life
     q.k = (<double>half_life / 1e9) / log(2.0)
+    q.charge_max = FOREVER if half_life > FOREVER // CHARGE_HALF_LIVES_MAX else CHARGE_HALF_LIVES_MAX * half_life
+    exponent_limit(q)
     reserve(q)
     pool_reserve(&q.nodes, 1)
     node_take(q)
@@ -1402,7 +1437,7 @@ cdef uint32_t node_take(State *q) noexcept nogil:
 
 
 cdef inline uint32_t job_take(State *q, uint64_t key, int64_t estimate, uint8_t kind, uint32_t owner) noexcept nogil:
-    cdef uint32_t index = pool_take(&q.jobs)
+    cdef uint32_t index = pool_take_raw(&q.jobs)
     cdef Job *j = job_at(q, index)
     j.key = key
     j.estimate = estimate
@@ -1528,6 +1563,82 @@ cdef int queue_set_priority(State *q, uint32_t job, int priority) except -1 nogi
     return 0
 
 
+cdef inline void fetch_next(State *q, Way *w) noexcept nogil:
+    """Ask for what stands one read further on the way to a pick. What was read a run ago may have changed since, been
+    freed, or been taken for something else: then some other record is asked for in vain. Only the references of a wide
+    leaf may have become those of another pool."""
+    cdef Block *b
+    cdef Entry *e
+    if w.at == WAY_ENTRY:
+        e = entry_at(q, w.index)
+        if node_at(q, entry_node(q, w.index)).flags & FLAG_ACCOUNT:
+            w.at = WAY_WIDE
+            fetch_wide(block_at(q, True, e.root))
+        else:
+            w.at = WAY_NARROW
+            cadenza_prefetch(<const char *>block_at(q, False, e.root))
+        w.index = e.root
+    elif w.at == WAY_WIDE:
+        b = block_at(q, True, w.index)
+        w.index = ref_at(b, 0)
+        if b.height:
+            fetch_wide(block_at(q, True, w.index))
+        elif (w.index & ~<uint32_t>EXTRA) < (q.extras.used if w.index & <uint32_t>EXTRA else q.nodes.used):
+            w.at = WAY_ENTRY
+            cadenza_prefetch(<const char *>&b.slot[slot_at(b, 0)])
+            cadenza_prefetch(<const char *>&b.slot[slot_at(b, 1)])  # soon the first one
+            cadenza_prefetch(<const char *>entry_at(q, w.index))
+        else:
+            w.at = WAY_END
+    elif w.at == WAY_NARROW:
+        b = block_at(q, False, w.index)
+        w.index = ref_at(b, 0)
+        if b.height:
+            cadenza_prefetch(<const char *>block_at(q, False, w.index))
+        else:
+            w.at = WAY_END
+            cadenza_prefetch(<const char *>&b.slot[slot_at(b, 0)])
+            cadenza_prefetch(<const char *>&b.slot[slot_at(b, 1)])
+            cadenza_prefetch(<const char *>&b.slot[slot_at(b, b.count - (b.count > 0))])
+            cadenza_prefetch(<const char *>job_at(q, w.index))
+
+
+cdef inline void fetch_picks(State *q, Device *d) noexcept nogil:
+    """Ask for what the next picks of a device by fair share will look at. Each read on the way tells where the next one
+    is, so each of the children of the root that come next is followed one read a run."""
+    cdef Entry *e = entry_at(q, d.root_entry)
+    cdef Block *b
+    cdef uint32_t after
+    cdef int i, at = AHEAD
+    if e.root == 0:
+        return
+    for i in range(AHEAD - 1):
+        d.way[i] = d.way[i + 1]
+        fetch_next(q, &d.way[i])
+    b = tree_start(q, True, e.root, &after)
+    if at >= b.count and after:
+        at -= b.count
+        b = block_at(q, True, after)
+    if at < b.count:
+        d.way[AHEAD - 1].index = ref_at(b, at)
+        d.way[AHEAD - 1].at = WAY_ENTRY
+        cadenza_prefetch(<const char *>entry_at(q, d.way[AHEAD - 1].index))
+
+
+cdef inline void fetch_place(State *q, uint32_t entry) noexcept nogil:
+    """Ask for the block where a user comes to stand, now that its usage has changed."""
+    cdef Node *n = node_at(q, entry_node(q, entry))
+    cdef Block *b
+    cdef int height
+    if n.depth > 1:
+        b = block_at(q, True, entry_at(q, entry_at(q, entry).up).root)
+        height = b.height
+        while height:
+            b = block_at(q, True, ref_at(b, block_find(b, True, usage_per_share(n), 1) - 1))
+            height -= 1  # the last one is not read
+        fetch_wide(b)
+
+
 cdef int queue_start(State *q, uint32_t job, int64_t now) except -1 nogil:
     cdef Job *j
     cdef Device *d
@@ -1624,89 +1735,15 @@ cdef int queue_end(State *q, uint32_t device, double cost) except -1 nogil:
             break
         n = node_at(q, n.parent)
     d.run_charge = 0.0
-    if d.active == 0 and d.inside < 0:
-        pick_fetch(q, d)
+    if q.pending_entry != <uint32_t>NO_ENTRY:
+        fetch_place(q, q.pending_entry)
+        fetch_picks(q, d)
     return 0
-
-
-cdef inline bint way_stands(State *q, Way *w) noexcept nogil:
-    """Whether there is such a record."""
-    if w.at == WAY_ENTRY:
-        if w.index & <uint32_t>EXTRA:
-            return (w.index & ~<uint32_t>EXTRA) < q.extras.used
-        return w.index < q.nodes.used
-    return w.index < (q.wide.used if w.at == WAY_WIDE else q.narrow.used)
-
-
-cdef inline void fetch_next(State *q, Way *w) noexcept nogil:
-    """Ask for what stands one read further on the way to a pick. What was read a run ago may have changed since: then
-    some other record is asked for in vain."""
-    cdef Block *b
-    cdef Entry *e
-    if w.at == WAY_END or not way_stands(q, w):
-        return
-    if w.at == WAY_ENTRY:
-        e = entry_at(q, w.index)
-        w.at = WAY_WIDE if node_at(q, entry_node(q, w.index)).flags & FLAG_ACCOUNT else WAY_NARROW
-        w.index = e.root
-    else:
-        b = block_at(q, w.at == WAY_WIDE, w.index)
-        w.index = ref_at(b, 0)
-        if b.height == 0:
-            cadenza_prefetch(<const char *>&b.slot[slot_at(b, 0)])
-            cadenza_prefetch(<const char *>&b.slot[slot_at(b, 1)])  # soon the first one
-            if w.at == WAY_NARROW:
-                cadenza_prefetch(<const char *>&b.slot[slot_at(b, b.count - 1)])
-                w.at = WAY_END
-                if w.index < q.jobs.used:
-                    cadenza_prefetch(<const char *>job_at(q, w.index))
-                return
-            w.at = WAY_ENTRY
-    if not way_stands(q, w):
-        return
-    if w.at == WAY_ENTRY:
-        cadenza_prefetch(<const char *>entry_at(q, w.index))
-    elif w.at == WAY_NARROW:
-        cadenza_prefetch(<const char *>block_at(q, False, w.index))
-    else:
-        fetch_wide(block_at(q, True, w.index))
-
-
-cdef void pick_fetch(State *q, Device *d) noexcept nogil:
-    """Ask for what the next picks of a device by fair share will look at. Each read on the way tells where the next one
-    is, so each of the children of the root that come next is followed one read a run."""
-    cdef Entry *e = entry_at(q, d.root_entry)
-    cdef Node *n = node_at(q, q.pending_node)
-    cdef Block *b
-    cdef uint32_t after
-    cdef int i, at, height
-    if q.pending_entry != <uint32_t>NO_ENTRY and n.depth > 1:
-        # Where the user comes to stand.
-        b = block_at(q, True, entry_at(q, entry_at(q, q.pending_entry).up).root)
-        height = b.height
-        while height:
-            b = block_at(q, True, ref_at(b, block_find(b, True, usage_per_share(n), 1) - 1))
-            height -= 1  # the last one is not read
-        fetch_wide(b)
-    if e.root:
-        for i in range(AHEAD - 1):
-            d.way[i] = d.way[i + 1]
-            fetch_next(q, &d.way[i])
-        b = tree_start(q, True, e.root, &after)
-        at = AHEAD
-        if at >= b.count and after:
-            at -= b.count
-            b = block_at(q, True, after)
-        if at < b.count:
-            d.way[AHEAD - 1].index = ref_at(b, at)
-            d.way[AHEAD - 1].at = WAY_ENTRY
-            cadenza_prefetch(<const char *>entry_at(q, d.way[AHEAD - 1].index))
 
 
 cdef int queue_finish(State *q, uint32_t device, int64_t now) except -1 nogil:
     cdef Device *d = device_at(q, device)
     cdef double cost = 0.0
-    reserve_memory(q)
     if not d.run_calibration and now != d.run_start:
         cost = run_cost(q, d, now - d.run_start)
     return queue_end(q, device, cost)
