@@ -97,7 +97,7 @@ class Stand:
             await asyncio.sleep(0.01)
 
     async def until_spare_is_warm(self) -> None:
-        await self.until(lambda: self.device._spare is not None)
+        await self.until(lambda: self.device.has_spare)
 
     @property
     def pid(self) -> int:

@@ -100,6 +100,11 @@ class Device:
         self._first = asyncio.Event()
         self._stopping = False
 
+    @property
+    def has_spare(self) -> bool:
+        """Whether a second warm worker stands by; one that is still to come takes seconds of a processor to start."""
+        return self._spare is not None
+
     async def start(self) -> None:
         """Start the workers. Returns when the first is warm, or has failed to start; starting goes on behind then."""
         self._loop = asyncio.get_running_loop()
