@@ -411,6 +411,16 @@ def test_every_kind_of_event_has_a_sentence() -> None:
     assert "does not know" in job_view.event_sentence(event_pb2.Event())
 
 
+def test_a_draining_session_that_has_the_device_is_told_from_one_that_waits() -> None:
+    def sentence(state: session_pb2.SessionState, active: bool) -> str:
+        session = session_pb2.Session(session_id="s", state=state, active=active)
+        return job_view.event_sentence(event_pb2.Event(session_changed=event_pb2.SessionChanged(session=session)))
+
+    assert sentence(session_pb2.SESSION_STATE_DRAINING, True) == "s is draining and has the device"
+    assert sentence(session_pb2.SESSION_STATE_DRAINING, False) == "s is draining"
+    assert sentence(session_pb2.SESSION_STATE_ACTIVE, True) == "s is active"
+
+
 def test_who_waits_is_shown_as_a_tree_with_the_least_used_first() -> None:
     def node(path: str, usage: float) -> share_pb2.ShareNode:
         return share_pb2.ShareNode(path=path, normalised_usage_s=usage)

@@ -309,8 +309,9 @@ def event_sentence(event: "Event") -> str:
             return f"{event.job_released.job_id} is a fair-share job now: its session expired"
         case "session_changed":
             session = event.session_changed.session
-            has = " and has the device" if session.active else ""
-            return f"{session.session_id} is {session_state(session)}{has}"
+            state = session_state(session)
+            has = " and has the device" if session.active and output.enum_word(session, "state") != "active" else ""
+            return f"{session.session_id} is {state}{has}"
         case "session_jobs_ended":
             ended = event.session_jobs_ended
             state, reason = output.enum_word(ended, "state"), output.enum_reason(ended, "reason")
