@@ -412,7 +412,7 @@ def test_every_kind_of_event_has_a_sentence() -> None:
 
 
 def test_a_draining_session_that_has_the_device_is_told_from_one_that_waits() -> None:
-    def sentence(state: session_pb2.SessionState, active: bool) -> str:
+    def sentence(state: session_pb2.SessionState.ValueType, active: bool) -> str:
         session = session_pb2.Session(session_id="s", state=state, active=active)
         return job_view.event_sentence(event_pb2.Event(session_changed=event_pb2.SessionChanged(session=session)))
 
