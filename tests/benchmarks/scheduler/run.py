@@ -5,13 +5,14 @@ to a session with very many queued jobs at once.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from statistics import median, quantiles
 from time import perf_counter
 
 from cadenza_server.model.commands import Caller, CancelSession, CreateSession, RunEnded, SubmitJob
-from cadenza_server.model.events import RunStarted
+from cadenza_server.model.events import RunStarted, SessionJobsEnded, SessionJobsReleased
 from cadenza_server.model.settings import RUNTIME_2023, RUNTIME_2024, SECOND, DeviceSettings
-from cadenza_server.model.words import RunOutcome
+from cadenza_server.model.words import OnExpiry, RunOutcome
 from cadenza_server.scheduling import Scheduler
 
 JOBS = 100_000
@@ -42,15 +43,21 @@ def decisions(jobs: int) -> list[float]:
 
 def stalls(settings: DeviceSettings) -> Iterator[tuple[str, float]]:
     """What happens at once to a session with JOBS queued jobs, and the seconds that it takes."""
-    for what in ("cancel", "expiry"):
-        scheduler = Scheduler({"qpu": settings})
+    kinds = ["cancel", "expiry"] + ["cache deadline"] * (settings.on_expiry is OnExpiry.FAIR_SHARE)
+    for what in kinds:
+        scheduler = Scheduler({"qpu": replace(settings, session_cache_ttl=20 * SECOND)})
         session = CreateSession(session="s", caller=OWNER, device="qpu", max_time=10 * SECOND)
         queued = [SubmitJob(job=f"j{i}", caller=OWNER, session="s", estimate=20 * SECOND) for i in range(JOBS + 1)]
         scheduler.apply([session, *queued], 0)
+        if what == "cache deadline":
+            scheduler.apply([], 10 * SECOND)
         commands = [CancelSession(session="s", caller=OWNER)] if what == "cancel" else []
+        now = {"cancel": 5, "expiry": 10, "cache deadline": 30}[what] * SECOND
         before = perf_counter()
-        scheduler.apply(commands, 5 * SECOND if commands else 10 * SECOND)
+        outcome = scheduler.apply(commands, now)
         yield f"{what}, on_expiry = {settings.on_expiry}", perf_counter() - before
+        about = [each for each in outcome.events if isinstance(each, SessionJobsEnded | SessionJobsReleased)]
+        assert [each.count for each in about] == [JOBS]
 
 
 def main() -> None:
