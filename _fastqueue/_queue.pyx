@@ -95,7 +95,7 @@ cdef enum:
     JOB_SHIFT = 18            # chunks of some megabytes: room for huge pages
     NODE_SHIFT = 17
     EXTRA_SHIFT = 17
-    BLOCK_SHIFT = 13
+    BLOCK_SHIFT = 16
     SESSION_SHIFT = 8
     DEVICE_SHIFT = 4
     BLOCKS_KEPT = 40          # free blocks that a change of one device may need
@@ -218,9 +218,13 @@ cdef inline Extra *extra_at(State *q, uint32_t i) noexcept nogil:
     return <Extra *>q.extras.chunks[i >> EXTRA_SHIFT] + (i & ((1 << EXTRA_SHIFT) - 1))
 
 
+cdef Entry *entry_beside(State *q, uint32_t i) noexcept nogil:
+    return &extra_at(q, i & ~<uint32_t>EXTRA).entry
+
+
 cdef inline Entry *entry_at(State *q, uint32_t i) noexcept nogil:
     if i & <uint32_t>EXTRA:
-        return &extra_at(q, i & ~<uint32_t>EXTRA).entry
+        return entry_beside(q, i)
     return &node_at(q, i).entry
 
 
@@ -258,7 +262,8 @@ cdef inline Device *device_at(State *q, uint32_t i) noexcept nogil:
 # key of rank 0 is below all. Keys are unique. The usage of a free slot is not a number: no search counts it.
 
 cdef struct Path:
-    uint32_t block[BLOCK_LEVELS]
+    Block *block[BLOCK_LEVELS]
+    uint32_t index[BLOCK_LEVELS]
     int rank[BLOCK_LEVELS]
     int last                 # the leaf's level, counted from the root
 
@@ -403,27 +408,31 @@ cdef inline void tree_seek(
     cdef Block *b = block_at(q, wide, root)
     while b.height:
         i = block_find(b, wide, usage, order + 1) - 1
-        path.block[level] = root
+        path.block[level] = b
+        path.index[level] = root
         path.rank[level] = i
         level += 1
         root = ref_at(b, i)
         b = block_at(q, wide, root)
-    path.block[level] = root
+    path.block[level] = b
+    path.index[level] = root
     path.rank[level] = block_find(b, wide, usage, order)
     path.last = level
 
 
 cdef inline void tree_seek_first(State *q, bint wide, uint32_t root, Path *path) noexcept nogil:
     cdef Block *b = block_at(q, wide, root)
-    path.last = 0
-    path.block[0] = root
-    path.rank[0] = 0
-    while b.height:
+    cdef int level = 0
+    while True:
+        path.block[level] = b
+        path.index[level] = root
+        path.rank[level] = 0
+        if b.height == 0:
+            break
         root = ref_at(b, 0)
         b = block_at(q, wide, root)
-        path.last += 1
-        path.block[path.last] = root
-        path.rank[path.last] = 0
+        level += 1
+    path.last = level
 
 
 cdef inline void tree_renew(State *q, bint wide, Path *path, int level) noexcept nogil:
@@ -431,9 +440,9 @@ cdef inline void tree_renew(State *q, bint wide, Path *path, int level) noexcept
     cdef int64_t least
     cdef Block *above
     while level:
-        least = block_at(q, wide, path.block[level]).least
+        least = path.block[level].least
         level -= 1
-        above = block_at(q, wide, path.block[level])
+        above = path.block[level]
         if estimate_at(above, path.rank[level]) == least:
             return
         block_estimate(above, path.rank[level], least)
@@ -455,7 +464,7 @@ cdef inline void tree_open(
     State *q, bint wide, uint32_t *root, Path *path, double usage, uint64_t order, int64_t estimate, uint32_t ref
 ) noexcept nogil:
     """Put a slot in at the end of the path."""
-    cdef Block *b = block_at(q, wide, path.block[path.last])
+    cdef Block *b = path.block[path.last]
     cdef int64_t least = b.least
     if b.count == BLOCK_SLOTS:
         tree_split(q, wide, root, path, usage, order, estimate, ref)
@@ -477,7 +486,7 @@ cdef void tree_split(
     cdef int kept
     cdef bint at_end
     while True:
-        b = block_at(q, wide, path.block[level])
+        b = path.block[level]
         if b.count < BLOCK_SLOTS:
             block_open(b, wide, i, usage, order, estimate, ref)
             tree_renew(q, wide, path, level)
@@ -489,7 +498,7 @@ cdef void tree_split(
         right.height = b.height
         at_end = i == BLOCK_SLOTS
         for kept in range(level):
-            if path.rank[kept] + 1 < block_at(q, wide, path.block[kept]).count:
+            if path.rank[kept] + 1 < path.block[kept].count:
                 at_end = False
         kept = BLOCK_SLOTS if at_end else BLOCK_SLOTS // 2
         block_append(right, wide, b, kept)
@@ -508,14 +517,14 @@ cdef void tree_split(
         if level == 0:
             new = block_take(q, wide)
             b = block_at(q, wide, new)
-            right = block_at(q, wide, path.block[0])
+            right = path.block[0]
             b.height = right.height + 1
-            block_open(b, wide, 0, -INFINITY, 0, right.least, path.block[0])
+            block_open(b, wide, 0, -INFINITY, 0, right.least, path.index[0])
             block_open(b, wide, 1, usage, order, estimate, ref)
             root[0] = new
             return
         level -= 1
-        block_estimate(block_at(q, wide, path.block[level]), path.rank[level], b.least)
+        block_estimate(path.block[level], path.rank[level], b.least)
         i = path.rank[level] + 1
 
 
@@ -531,8 +540,8 @@ cdef void tree_close(State *q, bint wide, uint32_t *root, Path *path) noexcept n
     cdef Block *right
     cdef Pool *pool = &q.wide if wide else &q.narrow
     while True:
-        index = path.block[level]
-        b = block_at(q, wide, index)
+        index = path.index[level]
+        b = path.block[level]
         block_close(b, wide, i)
         if level == 0:
             if b.count == 0:
@@ -542,7 +551,7 @@ cdef void tree_close(State *q, bint wide, uint32_t *root, Path *path) noexcept n
                 root[0] = ref_at(b, 0)
                 pool_give(pool, index)
             return
-        above = block_at(q, wide, path.block[level - 1])
+        above = path.block[level - 1]
         at = path.rank[level - 1]
         if b.count == 0:
             pool_give(pool, index)
@@ -588,10 +597,10 @@ cdef void tree_move(
     cdef int i
     cdef int64_t least
     tree_seek_first(q, True, root[0], &path)
-    b = block_at(q, True, path.block[path.last])
+    b = path.block[path.last]
     if ref_at(b, 0) != ref:
         tree_seek(q, True, root[0], old_usage, old_order, &path)
-        b = block_at(q, True, path.block[path.last])
+        b = path.block[path.last]
     i = path.rank[path.last]
     if usage == old_usage and order == old_order:
         least = b.least
@@ -962,6 +971,8 @@ cdef void lift(State *q, uint32_t index, Before *before, bint usage_changed) noe
             tree_insert(q, True, &up.root, key, seq, least, index)
         if not present:
             entry_drop(q, index)
+        if q.devices.used == 1:
+            n.key = key  # there is no other slot
         before[0] = above
         index = up_index
         e = up
@@ -1007,6 +1018,8 @@ cdef void settle_now(State *q) noexcept nogil:
     q.pending = False
     if q.pending_entry != <uint32_t>NO_ENTRY:
         lift(q, q.pending_entry, &q.pending_before, True)
+        if q.devices.used == 1:
+            return
     price(q, q.pending_node, q.pending_device)
     while n.depth:
         n.key = usage_per_share(n)

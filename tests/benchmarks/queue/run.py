@@ -1,14 +1,17 @@
 """Measures the queue: `python tests/benchmarks/queue/run.py [--quick]`.
 
 A cycle is pick + start + finish + push on one device whose queue keeps its size. It is compared with pop + push on a
-std::priority_queue of as many 16-byte pairs, and with heapq. All run alternately in this process; figures are medians
-of processor time.
+std::priority_queue of as many 16-byte pairs, with heapq on as many of the same pairs, and with what a Python program
+would do for the same job: heaps of accounts and of each account's users, a deque of jobs each, and the same charges
+(but no handles, priorities, windows, sessions or other devices). All run alternately in this process; figures are
+medians of processor time.
 Needs Cython and a C and C++ compiler: what drives the queue from C is built in a temporary folder.
 """
 
 import argparse
 import heapq
 import importlib.util
+import math
 import os
 import platform
 import random
@@ -18,6 +21,7 @@ import sys
 import tempfile
 import time
 from array import array
+from collections import deque
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -108,14 +112,83 @@ class Workload:
 
 
 def heapq_cycles(heap: list[tuple[float, int]], chance: random.Random, count: int) -> float:
-    """Ns for heappop + heappush."""
+    """Ns for heappop + heappush of a pair of usage and seq, as the std::priority_queue does it."""
     steps = [chance.random() for _ in range(count)]
-    pop, push = heapq.heappop, heapq.heappush
+    pop, push, seq = heapq.heappop, heapq.heappush, len(heap)
     began = time.process_time()
     for step in steps:
-        usage, seq = pop(heap)
+        usage, _ = pop(heap)
         push(heap, (usage + step, seq))
+        seq += 1
     return (time.process_time() - began) / count * 1e9
+
+
+class Member:
+    """A user or an account of `PlainTree`."""
+
+    __slots__ = ("flight", "jobs", "settled", "shares", "users")
+
+    def __init__(self) -> None:
+        self.settled = self.flight = 0.0
+        self.shares = 1.0
+        self.users: list[tuple[float, int, Member]] = []  # an account's; the seq is that of the user's first job
+        self.jobs: deque[tuple[int, int]] = deque()  # a user's: seq, estimate
+
+
+class PlainTree:
+    """Fair share on one device in Python over heapq, with accounts, users and jobs as in `Workload`."""
+
+    def __init__(self, size: int, chance: random.Random) -> None:
+        self.chance = chance
+        self.half_life = 7 * 86400 * SECOND
+        self.k = self.half_life / 1e9 / math.log(2)
+        self.now = 1_700_000_000 * SECOND
+        self.exponent = self.now // self.half_life
+        self.seq = size
+        user_count = size // 10
+        accounts = [Member() for _ in range(max(10, user_count // 100))]
+        for i in range(user_count):
+            account, user = accounts[i % len(accounts)], Member()
+            user.jobs.extend((seq, self.estimate()) for seq in range(i, size, user_count))
+            user.settled = chance.random() * 20
+            account.settled += user.settled
+            account.users.append((user.settled, i, user))
+        for account in accounts:
+            heapq.heapify(account.users)
+        self.accounts = [(account.settled, account.users[0][1], account) for account in accounts]
+        heapq.heapify(self.accounts)
+
+    def estimate(self) -> int:
+        return self.chance.randrange(SECOND // 2, 2 * SECOND)
+
+    def cycles(self, count: int) -> float:
+        """Ns for pick, start, finish and push."""
+        steps = [(self.estimate(), self.chance.randrange(SECOND // 4, 2 * SECOND)) for _ in range(count)]
+        accounts, half_life, k, now, seq = self.accounts, self.half_life, self.k, self.now, self.seq
+        exp2, expm1, replace = math.exp2, math.expm1, heapq.heapreplace
+        began = time.process_time()
+        for new, length in steps:
+            account = accounts[0][2]
+            user = account.users[0][2]
+            _, estimate = user.jobs.popleft()
+            n, rest = divmod(now, half_life)
+            rate = math.ldexp(k * exp2(rest / half_life), n - self.exponent)
+            charge = rate * expm1(estimate / 1e9 / k)
+            user.flight += charge
+            account.flight += charge
+            now += length
+            cost = rate * expm1(length / 1e9 / k)
+            user.flight -= charge
+            account.flight -= charge
+            user.settled += cost
+            account.settled += cost
+            user.jobs.append((seq, new))
+            replace(account.users, ((user.settled + user.flight) / user.shares, user.jobs[0][0], user))
+            replace(accounts, ((account.settled + account.flight) / account.shares, account.users[0][1], account))
+            seq += 1
+        took = time.process_time() - began
+        self.now, self.seq = now, seq
+        return took / count * 1e9
 
 
 def machine() -> str:
@@ -162,9 +235,12 @@ def measure(drive: ModuleType, size: int, runs: int, count: int) -> dict[str, fl
     # From Python: whose job is whose has to be known, so the queue is made again.
     work = Workload(size, chance)
     work.cycles_from_python(size)
+    plain = PlainTree(size, chance)
+    plain.cycles(size // 4)
     for _ in range(runs):
         note("cycle from Python", work.cycles_from_python(python_count))
         note("heapq pop + push", heapq_cycles(heap, chance, python_count))
+        note("the same law in Python over heapq", plain.cycles(python_count))
     single = min(size // 20, 20_000)
     work = Workload(size, chance)
     work.cycles_from_python(size)
@@ -250,6 +326,7 @@ def main() -> None:
         ),
         "cycle from Python / priority_queue": ("cycle from Python", "std::priority_queue pop + push"),
         "heapq / cycle from C": ("heapq pop + push", "cycle from C"),
+        "the same law over heapq / cycle from C": ("the same law in Python over heapq", "cycle from C"),
         "cancel / (pick + start + finish)": ("cancel", "pick + start + finish"),
     }
     for name, (over, under) in ratios.items():
