@@ -61,7 +61,7 @@ _CLOSING_SECONDS: Final = 1.0
 """For calls that are being answered when everything else has stopped."""
 
 SWITCH_INTERVAL_SECONDS: Final = 0.0005
-"""How long the commit thread and the readers may keep Python from the event loop; CPython's own 5 ms are many calls."""
+"""How long threads that read may keep Python from the event loop; CPython's own 5 ms are many calls."""
 
 GARBAGE_OBJECTS: Final = 50_000
 """How many more objects there must be before the collector looks for garbage among the new ones."""
@@ -100,7 +100,7 @@ class Server:
             store=Store(config.data_dir),
             devices={name: _plan(name, device) for name, device in config.devices.items()},
             clock=self._clock,
-            ids=ids or TimeOrderedIds(self._clock, random.SystemRandom()),
+            ids=ids or TimeOrderedIds(self._clock, random.Random(secrets.randbits(256))),
             shares=dict(config.shares),
             half_life=config.half_life,
         )

@@ -4,6 +4,7 @@ Times are nanoseconds since the epoch, lengths nanoseconds; None and "" stand fo
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 from cadenza.v1 import (
@@ -103,8 +104,10 @@ def to_timestamp(time: int | None) -> Timestamp | None:
     return None if time is None else Timestamp(seconds=time // SECOND, nanos=time % SECOND)
 
 
+@lru_cache(maxsize=1024)
 def to_duration(length: int | None) -> Duration | None:
-    """Of a length that is not negative; None stays None."""
+    """Of a length that is not negative; None stays None. Nobody changes what it returns: few lengths come again and
+    again."""
     return None if length is None else Duration(seconds=length // SECOND, nanos=length % SECOND)
 
 

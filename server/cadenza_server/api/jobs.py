@@ -33,7 +33,7 @@ from cadenza_server.api.fields import (
 from cadenza_server.api.programs import ProgramChecker
 from cadenza_server.api.scope import Scope, owner_shown
 from cadenza_server.config import Limits
-from cadenza_server.engine import JobContent, JobFilter, RunFilter
+from cadenza_server.engine import JobContent, JobFilter, ProgramKind, RunFilter
 from cadenza_server.model.commands import Caller, CancelJob, SetPriority, SubmitJob
 from cadenza_server.model.errors import Code, Refusal
 from cadenza_server.model.words import JobClass, RunOutcome
@@ -62,12 +62,38 @@ class JobSubmitter:
 
     async def prepare(self, spec: job_pb2.JobSpec, caller: Caller) -> tuple[SubmitJob, JobContent]:
         """Check one job. Raises `Refusal`, the field relative to the spec."""
+        home = await self._scope.find_device(spec.session_id, "session_id") if spec.session_id else None
+        return self._check(spec, caller, home)
+
+    async def prepare_all(
+        self, specs: Sequence[job_pb2.JobSpec], caller: Caller
+    ) -> tuple[list[SubmitJob], list[JobContent]]:
+        """Check the jobs of one call. Raises `Refusal`, the field relative to the call."""
+        commands, contents = [], []
+        homes: dict[str, str | None] = {"": None}
+        last: job_pb2.JobSpec | None = None
+        for index, spec in enumerate(specs):
+            # The same circuits many times is what a device characterisation submits: checked once.
+            if last is None or spec != last or spec.job_id:
+                try:
+                    session = spec.session_id
+                    if session not in homes:
+                        homes[session] = await self._scope.find_device(session, "session_id")
+                    command, content = self._check(spec, caller, homes[session])
+                except Refusal as refusal:
+                    raise moved(refusal, f"jobs[{index}]") from None
+                last = spec
+            commands.append(command)
+            contents.append(content)
+        return commands, contents
+
+    def _check(self, spec: job_pb2.JobSpec, caller: Caller, home: str | None) -> tuple[SubmitJob, JobContent]:
+        """`home`: the device of the job's session, if it names one."""
         name = check_new_id(spec.job_id, "job_id")
         if name.startswith(CALIBRATION_PREFIX):
             raise invalid("job_id", f"ids that begin with {CALIBRATION_PREFIX!r} are the devices' own: take another")
-        session, device = spec.session_id, spec.device
-        if session:
-            home = await self._scope.find_device(session, "session_id")
+        device = spec.device
+        if home is not None:
             if device and device != home:
                 self._scope.facts(device, "device")
                 raise invalid("device", f"the session is on {home!r}, not {device!r}: leave it out", "DEVICE_MISMATCH")
@@ -77,23 +103,24 @@ class JobSubmitter:
         facts = self._scope.facts(device, "device")
         tags = check_tags(spec.tags, "tags")
         hint = check_length(spec.estimate_hint, "estimate_hint") if spec.HasField("estimate_hint") else None
+        program = spec.program
         try:
             content = self._checker.check(
-                spec.program,
+                program,
                 facts,
-                in_session=bool(session),
+                in_session=home is not None,
                 tags=tags,
                 estimate_hint_ns=hint,
             )
         except Refusal as refusal:
             raise moved(refusal, "program") from None
-        job_class = JobClass.SESSION if session else JobClass.FAIR_SHARE
-        if spec.program.HasField("calibration"):
+        job_class = JobClass.FAIR_SHARE if home is None else JobClass.SESSION
+        if content.program_kind is ProgramKind.CALIBRATION:
             if not caller.operator:
                 raise Refusal(
                     Code.PERMISSION_DENIED, "NOT_OPERATOR", "only operators calibrate: ask one", "program.calibration"
                 )
-            if session:
+            if home is not None:
                 raise invalid("session_id", "a calibration belongs to no session: leave it out")
             job_class = JobClass.CALIBRATION
         limit = spec.HasField("max_execution_time")
@@ -102,7 +129,7 @@ class JobSubmitter:
             caller=caller,
             job_class=job_class,
             device=device,
-            session=session or None,
+            session=spec.session_id or None,
             priority=check_priority(spec.priority, "priority"),
             limit=check_length(spec.max_execution_time, "max_execution_time") if limit else None,
         )
@@ -142,24 +169,16 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
         if not 0 < count <= most:
             raise invalid("jobs", f"there are {count} jobs: a call takes 1 to {most}")
         key = make_key(caller, "SubmitJobs", request.request_id, request)
-        commands, contents = [], []
-        for index, spec in enumerate(request.jobs):
-            try:
-                command, content = await self._submitter.prepare(spec, caller)
-            except Refusal as refusal:
-                raise moved(refusal, f"jobs[{index}]") from None
-            commands.append(command)
-            contents.append(content)
+        commands, contents = await self._submitter.prepare_all(request.jobs, caller)
         try:
             accepted = await self._engine.submit_many(commands, contents, key)
         except Refusal as refusal:
             if refusal.field is not None and not refusal.field.startswith("jobs["):
                 raise moved(refusal, "jobs[0]") from None
             raise
-        answer = job_service_pb2.SubmitJobsResponse()
-        for name, seq in accepted:
-            answer.jobs.add(job_id=name, seq=seq)
-        return answer
+        return job_service_pb2.SubmitJobsResponse(
+            jobs=[job_service_pb2.SubmittedJob(job_id=name, seq=seq) for name, seq in accepted]
+        )
 
     # --- reading ----------------------------------------------------------------------------------------------------
 

@@ -60,6 +60,8 @@ _ELEMENT_BYTES: Final = {
 _REAL: Final = frozenset({DTYPE_FLOAT64, DTYPE_FLOAT32, DTYPE_INT64, DTYPE_INT32})
 _PAULI: Final = re.compile(r"[IXYZ01+\-rl]+")
 _QPY_MAGIC: Final = b"QISKIT"
+_SAMPLER, _ESTIMATOR, _CALIBRATION = ProgramKind
+_NONE: Final[frozenset[bytes]] = frozenset()
 _BLANK: Final = r"\s*+(?:(?://[^\n]*+(?:\n|\Z)|(?>/\*.*?\*/))\s*+)*+"
 """White space and comments; possessive, so that no text makes it slow."""
 _OPENQASM: Final = {
@@ -119,16 +121,20 @@ class ProgramChecker:
         kind = program.WhichOneof("kind")
         if kind is None:
             raise invalid("", "the program is missing: set one of sampler, estimator, calibration")
-        circuits = _Circuits(in_session or _names_circuits(program))
+        job = getattr(program, kind)
+        pubs = job.pubs
+        circuits = _Circuits(in_session or _names_circuits(pubs))
         duration = 0
+        workload = None
         try:
             if kind == "sampler":
-                word, shots = ProgramKind.SAMPLER, self._check_sampler(program.sampler, device, circuits)
+                word, work = _SAMPLER, self._check_sampler(job, pubs, device, circuits)
+                workload = _make_workload(job, "SAMPLER", circuits, work)
             elif kind == "estimator":
-                word, shots = ProgramKind.ESTIMATOR, self._check_estimator(program.estimator, device, circuits)
+                word, work = _ESTIMATOR, self._check_estimator(job, pubs, device, circuits)
+                workload = _make_workload(job, "ESTIMATOR", circuits, work)
             else:
-                word = ProgramKind.CALIBRATION
-                shots, duration = self._check_calibration(program.calibration, device, circuits)
+                word, duration = _CALIBRATION, self._check_calibration(job, pubs, device, circuits)
         except Refusal as refusal:
             raise moved(refusal, kind) from None
         if circuits.named and not in_session:
@@ -140,17 +146,19 @@ class ProgramChecker:
             estimate_hint_ns=estimate_hint_ns,
             min_duration_ns=duration,
             new_circuits=circuits.brought,
-            digests=frozenset(circuits.named),
-            workload=None if kind == "calibration" else _make_workload(word, program, circuits, shots),
+            digests=frozenset(circuits.named) if circuits.named else _NONE,
+            workload=workload,
         )
 
     # --- programs -----------------------------------------------------------------------------------------------
 
-    def _check_sampler(self, job: SamplerJob, device: DeviceFacts, circuits: _Circuits) -> int:
+    def _check_sampler(
+        self, job: SamplerJob, pubs: Sequence[SamplerPub], device: DeviceFacts, circuits: _Circuits
+    ) -> int:
         if job.HasField("options"):
             self._check_options(job.options, device)
         default = _check_shots(job, "default_shots", device.default_shots)
-        return self._check_sampler_pubs(job.pubs, default, device, circuits)
+        return self._check_sampler_pubs(pubs, default, device, circuits)
 
     def _check_sampler_pubs(
         self, pubs: Sequence[SamplerPub], default_shots: int, device: DeviceFacts, circuits: _Circuits
@@ -161,7 +169,7 @@ class ProgramChecker:
             try:
                 self._check_circuit(pub, device, circuits)
                 sets = math.prod(_check_parameters(pub))
-                shots = _check_shots(pub, "shots", default_shots) * sets
+                shots = sets * _check_shots(pub, "shots", default_shots)
                 if shots > self._limits.shots_per_pub_max:
                     raise _too_large(
                         "shots",
@@ -174,13 +182,15 @@ class ProgramChecker:
             total += shots
         return total
 
-    def _check_estimator(self, job: EstimatorJob, device: DeviceFacts, circuits: _Circuits) -> int:
+    def _check_estimator(
+        self, job: EstimatorJob, pubs: Sequence[EstimatorPub], device: DeviceFacts, circuits: _Circuits
+    ) -> int:
         if job.HasField("options"):
             self._check_options(job.options, device)
         _check_precision(job, "default_precision")
-        self._check_count(len(job.pubs))
+        self._check_count(len(pubs))
         total = 0
-        for index, pub in enumerate(job.pubs):
+        for index, pub in enumerate(pubs):
             try:
                 qubits = self._check_circuit(pub, device, circuits)
                 values = _check_parameters(pub)
@@ -199,13 +209,16 @@ class ProgramChecker:
                 raise moved(refusal, f"pubs[{index}]") from None
         return total
 
-    def _check_calibration(self, job: CalibrationJob, device: DeviceFacts, circuits: _Circuits) -> tuple[int, int]:
+    def _check_calibration(
+        self, job: CalibrationJob, pubs: Sequence[SamplerPub], device: DeviceFacts, circuits: _Circuits
+    ) -> int:
+        """How long it keeps the device, in nanoseconds."""
         if job.HasField("options"):
             self._check_options(job.options, device)
         default = _check_shots(job, "default_shots", device.default_shots)
-        shots = self._check_sampler_pubs(job.pubs, default, device, circuits) if job.pubs else 0
-        duration = check_length(job.duration, "duration") if job.HasField("duration") else device.calibration_duration
-        return shots, duration
+        if pubs:
+            self._check_sampler_pubs(pubs, default, device, circuits)
+        return check_length(job.duration, "duration") if job.HasField("duration") else device.calibration_duration
 
     def _check_count(self, count: int) -> None:
         if count == 0:
@@ -276,23 +289,21 @@ class ProgramChecker:
             known.popitem(last=False)
 
 
-def _names_circuits(program: Program) -> bool:
-    """Whether a program names a circuit by digest."""
-    kind = program.WhichOneof("kind")
-    pubs: Sequence[SamplerPub | EstimatorPub] = getattr(program, kind).pubs if kind else ()
+def _names_circuits(pubs: Sequence[SamplerPub | EstimatorPub]) -> bool:
+    """Whether a PUB names a circuit by digest."""
     return len(pubs) > 1 and any(pub.circuit.WhichOneof("source") == "digest" for pub in pubs)
 
 
-def _make_workload(kind: ProgramKind, program: Program, circuits: _Circuits, work: int) -> bytes:
+def _make_workload(job: SamplerJob | EstimatorJob, kind: str, circuits: _Circuits, work: int) -> bytes:
     """What the predictor knows the job by. The seed makes no run longer, so it does not count."""
-    job = program.sampler if kind is ProgramKind.SAMPLER else program.estimator
     chosen: tuple[object, ...] = ()
     if job.HasField("options"):
         options = job.options
         level = options.transpile_level if options.HasField("transpile_level") else None
         chosen = (options.method, level, options.noise if options.HasField("noise") else None)
-    word = "SAMPLER" if kind is ProgramKind.SAMPLER else "ESTIMATOR"  # an enum's `.value` is slow
-    return make_workload(word, circuits.digests, qubits=circuits.qubits, size=circuits.size, work=work, options=chosen)
+    return make_workload(
+        kind, tuple(circuits.digests), qubits=circuits.qubits, size=circuits.size, work=work, options=chosen
+    )
 
 
 def _check_qpy(content: bytes) -> tuple[int, bytes]:

@@ -151,11 +151,17 @@ class Engine:
         named = []
         prepared = []
         many = len(jobs) > 1
+        make, alike, estimate = self._ids.make, None, None
         for index, (job, content) in enumerate(zip(jobs, contents, strict=True)):
-            name = job.job or self._ids.make("job")
-            if not self._ids.take(name):
+            name = job.job
+            if name:
                 named.append((f"jobs[{index}].job_id" if many else "job_id", name))
-            estimate = self._estimate(job, content) if job.estimate is None else job.estimate
+            else:
+                name = make("job")
+            workload = (job.device, job.user, job.limit, content.workload, content.estimate_hint_ns, job.estimate)
+            if workload != alike or not content.workload:  # jobs of one call are often alike
+                alike = workload
+                estimate = self._estimate(job, content) if job.estimate is None else job.estimate
             prepared.append(_complete(job, name, estimate))
         for field, name in named:
             # A live one is refused by the scheduler, after what is wrong with the rest of the command.
@@ -183,6 +189,8 @@ class Engine:
         """Refuse a digest that neither the job's session nor a job before it in this call has brought."""
         brought: dict[str | None, set[bytes]] = {}
         for index, (job, content) in enumerate(zip(jobs, contents, strict=True)):
+            if job.session is None and not content.digests:
+                continue
             for digest in content.digests:
                 if digest in content.new_circuits or digest in brought.get(job.session, ()):
                     continue
@@ -206,16 +214,16 @@ class Engine:
     async def _execute(self, command: Command, request: RequestKey | None, description: str) -> tuple[Event, ...]:
         self._writer.check_open()
         if isinstance(command, CreateSession):
-            if not command.session:
-                command = replace(command, session=self._ids.make("session"))
             name = command.session
-            if not self._ids.take(name) and await self._read(partial(reads.session_exists, session=name)):
+            if not name:
+                command = replace(command, session=self._ids.make("session"))
+            elif await self._read(partial(reads.session_exists, session=name)):
                 raise _taken("session", name, "session_id")
         elif isinstance(command, CreateReservation):
-            if not command.reservation:
-                command = replace(command, reservation=self._ids.make("reservation"))
             name = command.reservation
-            if not self._ids.take(name) and await self._read(partial(reads.reservation_exists, reservation=name)):
+            if not name:
+                command = replace(command, reservation=self._ids.make("reservation"))
+            elif await self._read(partial(reads.reservation_exists, reservation=name)):
                 raise _taken("reservation", name, "reservation_id")
         try:
             return (await self._writer.enter(command, request=request, description=description)).events

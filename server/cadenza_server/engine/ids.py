@@ -10,9 +10,9 @@ _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 _RANDOM_BITS: Final = 80
 _PAIRS: Final = [high + low for high in _ALPHABET for low in _ALPHABET]
 """Two characters at a time: 10 bits."""
-_SHIFTS: Final = range(120, -1, -10)
-_MADE_MAX: Final = 100_000
-"""Names that are remembered until they are taken."""
+_SHIFTS: Final = range(120, 10, -10)
+_LOW_BITS: Final = 20
+"""The last four characters: most names differ from the one before in nothing else."""
 
 
 class Ids(Protocol):
@@ -21,22 +21,19 @@ class Ids(Protocol):
     def make(self, kind: str) -> str:
         """A new name, `kind-<26 characters>`; `kind` is job, session or reservation."""
 
-    def take(self, name: str) -> bool:
-        """Whether `make` gave this name lately, and it is taken for the first time: then nothing else can have it.
-        False: look whether it is free."""
-
 
 class TimeOrderedIds:
     """48 bits of milliseconds and 80 random ones, as ULIDs have: unique, and later ones sort later.
 
-    `source` gives the random bits: `random.SystemRandom()` in the server, a seeded one in tests.
+    `source` gives the random bits; they keep two servers from giving the same name, and need not be secret.
     """
 
     def __init__(self, clock: Clock, source: random.Random) -> None:
         self._clock = clock
         self._source = source
         self._last = 0
-        self._made: dict[str, None] = {}
+        self._high = 0
+        self._head = ""
 
     def make(self, kind: str) -> str:
         """See `Ids`."""
@@ -46,15 +43,7 @@ class TimeOrderedIds:
         else:
             self._last += 1
         number = self._last
-        name = f"{kind}-" + "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
-        self._made[name] = None
-        if len(self._made) > _MADE_MAX:
-            del self._made[next(iter(self._made))]
-        return name
-
-    def take(self, name: str) -> bool:
-        """See `Ids`."""
-        if name not in self._made:
-            return False
-        del self._made[name]
-        return True
+        if number >> _LOW_BITS != self._high:
+            self._high = number >> _LOW_BITS
+            self._head = "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
+        return f"{kind}-{self._head}{_PAIRS[number >> 10 & 1023]}{_PAIRS[number & 1023]}"

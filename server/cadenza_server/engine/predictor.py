@@ -31,7 +31,7 @@ import math
 import struct
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
@@ -60,9 +60,10 @@ _WORK: Final = slice(16, 24)
 Key = bytes | tuple[str, bytes] | str
 
 
+@lru_cache(maxsize=4096)
 def make_workload(
     kind: str,
-    circuits: Sequence[bytes],
+    circuits: tuple[bytes, ...],
     *,
     qubits: int | None,
     size: int,

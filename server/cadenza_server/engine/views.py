@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cadenza_server.model.settings import DeviceSettings
+from cadenza_server.model.value import value
 from cadenza_server.store.views import ProgramKind
 
 
@@ -16,7 +17,7 @@ class RequestKey:
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class JobContent:
     """What a submitted job executes; the scheduler never sees it. All bytes are opaque to the engine."""
 

@@ -40,6 +40,10 @@ HEARTBEAT_NS: Final = 5 * SECOND
 was written."""
 READ_AGAIN_NS: Final = (SECOND // 10, 1 * SECOND)
 """How long to wait before a program that could not be read is read again. Then the run counts as lost."""
+GATHER_SECONDS: Final = 0.001
+"""How long a commit waits for more calls, if the one before it answered several. A commit costs what dozens of calls
+do, and callers that wait for their answers before they call again come again soon."""
+
 REBUILD_AFTER_NS: Final = 1 * SECOND
 REBUILD_AFTER_NS_MAX: Final = 30 * SECOND
 """How long after a failed commit the writer tries to take itself up again; doubled with each failure."""
@@ -108,6 +112,8 @@ class _Unit:
     answers: list[tuple[asyncio.Future[Answer], Answer | Refusal]] = field(default_factory=list)
     published: list[Published] = field(default_factory=list)
     jobs: list[str] = field(default_factory=list)
+    urgent: bool = False
+    """Not only callers wait for it."""
 
 
 class Writer:
@@ -143,12 +149,16 @@ class Writer:
         self._shift = 0
         self._inputs: list[_Input] = []
         self._entering = False
+        self._gathering: asyncio.TimerHandle | None = None
+        """Runs while the next commit waits for the callers that the latest one answered to come again."""
+        self._gathered = 0
+        """With so many calls to answer the next commit waits no longer."""
         self._reports: dict[tuple[str, int], Report] = {}
         self._predicted: dict[tuple[str, int], tuple[bytes | None, int | None, int]] = {}
         """Of what runs, by job and attempt: workload, hint and estimate."""
         self._unit = _Unit()
         self._in_flight: _Unit | None = None
-        self._commit_task: asyncio.Task[None] | None = None
+        self._commit: asyncio.Future[None] | None = None
         self._timer: Timer | None = None
         self._timer_due: int | None = None
         self._heartbeat: Timer | None = None
@@ -257,8 +267,8 @@ class Writer:
             self._enter()
             self._unit.batch.add(sql.PUT_META, ("alive", self.now()))
             self._kick()
-        while self._commit_task is not None:
-            await self._commit_task
+        while self._commit is not None:
+            await asyncio.wait([self._commit])
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -273,6 +283,9 @@ class Writer:
                 timer.cancel()
         self._timer = self._heartbeat = self._rebuild_timer = None
         self._timer_due = None
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
 
     # --- what comes in ------------------------------------------------------------------------------------------
     def check_open(self) -> None:
@@ -306,6 +319,8 @@ class Writer:
             return
         done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._unit.answers.append((done, Answer((), ())))
+        self._unit.urgent = True
+        self._kick()
         await done
 
     def _put(self, item: _Input) -> None:
@@ -383,6 +398,7 @@ class Writer:
         # Devices first: what else there is to do with this instant is done while they work.
         waiting = self._drive(outcome.events, contents, now)
         unit, recorder = self._unit, self.recorder
+        unit.urgent |= not inputs or any(item.answer is None for item in inputs)
         unit.published += recorder.record(
             outcome.events,
             now,
@@ -580,9 +596,14 @@ class Writer:
 
     # --- commits ------------------------------------------------------------------------------------------------
     def _kick(self) -> None:
-        """Hand the batch that has collected to the commit thread, unless one is on its way: the next begins then."""
+        """Send what has collected to the process that writes, unless a batch is on its way: the next one then goes."""
         if self._in_flight is not None or self.stage is Stage.FAILED:
             return
+        if self._gathering is not None:
+            if not self._unit.urgent and len(self._unit.answers) < self._gathered and self.stage is Stage.RUNNING:
+                return
+            self._gathering.cancel()
+            self._gathering = None
         self._flush()
         unit = self._unit
         if not (unit.batch or unit.answers or unit.published):
@@ -592,7 +613,8 @@ class Writer:
             self._release(unit)
             return
         self._in_flight = unit
-        self._commit_task = asyncio.get_running_loop().create_task(self._commit(unit))
+        self._commit = asyncio.ensure_future(self._store.commit(unit.batch))
+        self._commit.add_done_callback(partial(self._committed, unit))
 
     def _flush(self) -> None:
         recorder, scheduler = self.recorder, self.scheduler
@@ -623,20 +645,28 @@ class Writer:
                     Published(recorder.event_number, self._last_now, None, name, "session_over", {}, None)
                 )
 
-    async def _commit(self, unit: _Unit) -> None:
-        try:
-            await self._store.commit(unit.batch)
-        except Exception as error:
-            self._in_flight = self._commit_task = None
+    def _committed(self, unit: _Unit, commit: "asyncio.Future[None]") -> None:
+        self._in_flight = self._commit = None
+        error = commit.exception()
+        if error is not None:
             for future, _ in unit.answers:
                 if not future.done():
                     future.set_exception(store_unavailable())
             self._fail(error)
             return
-        self._in_flight = self._commit_task = None
         self._rebuild_after = REBUILD_AFTER_NS
         self.payloads.set_committed(unit.jobs)
+        self._gather(len(unit.answers))
+        self._kick()  # before the answers: the disk is what takes longest
         self._release(unit)
+
+    def _gather(self, answered: int) -> None:
+        if answered > 1 and self.stage is Stage.RUNNING:
+            self._gathered = len(self._unit.answers) + answered
+            self._gathering = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._gather_no_more)
+
+    def _gather_no_more(self) -> None:
+        self._gathering = None
         self._kick()
 
     def _release(self, unit: _Unit) -> None:
@@ -650,7 +680,7 @@ class Writer:
         self._watches.publish(unit.published)
 
     # --- failure ------------------------------------------------------------------------------------------------
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Trust the memory no more: fail what is pending, stop the runs, and try to begin again from the store."""
         if self.stage is Stage.FAILED:
             return
@@ -684,8 +714,8 @@ class Writer:
         task.add_done_callback(self._tasks.discard)
 
     async def _try_again(self) -> None:
-        if self._commit_task is not None:
-            await self._commit_task
+        if self._commit is not None:
+            await asyncio.wait([self._commit])
         if self.stage is not Stage.FAILED:
             return
         try:

@@ -6,7 +6,7 @@ read one moment of the store.
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
@@ -84,14 +84,18 @@ class Store:
             self._lock.release()
             self._lock = None
 
-    async def commit(self, batch: Batch) -> None:
-        """Write one batch, all or nothing; on disk when it returns. Raises `StoreError`: nothing of it is there, or
-        (if the process that writes has died) it is not known to be."""
-        if self._committer is None:
-            raise StoreError("the store is closed")
-        if not self._committer.is_running:
-            await self._start_committer()
-        await self._committer.commit(batch)
+    def commit(self, batch: Batch) -> Awaitable[None]:
+        """Write one batch, all or nothing. It is handed over at once, and on disk when what this returns has been
+        awaited, which raises `StoreError` if nothing of it is there, or (when the process that writes has died) it is
+        not known to be."""
+        if self._committer is not None and self._committer.is_running:
+            return self._committer.commit(batch)
+        return self._start_and_commit(batch)
+
+    async def _start_and_commit(self, batch: Batch) -> None:
+        await self._start_committer()
+        if self._committer is not None:
+            await self._committer.commit(batch)
 
     async def _start_committer(self) -> None:
         if self._committer is None or self._lock is None:

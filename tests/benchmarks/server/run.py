@@ -37,11 +37,13 @@ USER = (("cadenza-user", "bench"),)
 CALLERS = 16
 SHOTS = 1_000
 BLOCK = 25
+WORKLOAD_BYTES = 24
+"""What the predictor knows a job by."""
 
 
 @contextmanager
 def serving(folder: Path) -> Iterator[dict[str, str]]:
-    """The addresses of a server and of a bare echo beside it."""
+    """The address of a server that has a bare echo, too."""
     process = subprocess.Popen(
         [sys.executable, str(HERE / "with_echo.py"), str(folder)],
         stdin=subprocess.PIPE,
@@ -82,6 +84,14 @@ def spec(content: bytes, **fields: Any) -> job_pb2.JobSpec:
     job = job_pb2.JobSpec(**fields)
     job.program.sampler.pubs.add(shots=SHOTS).circuit.qpy = content
     return job
+
+
+def distinct(size: int) -> list[job_pb2.JobSpec]:
+    """100 jobs, no two alike: the server checks once what jobs of a call have in common."""
+    jobs = [spec(payload(size), device="held") for _ in range(100)]
+    for number, job in enumerate(jobs):
+        job.program.sampler.pubs[0].shots = SHOTS + number
+    return jobs
 
 
 def fdatasync_ms(folder: Path, count: int = 200) -> list[float]:
@@ -127,16 +137,13 @@ async def rate(call: Callable[[], Awaitable[object]], seconds: float, callers: i
 async def measure_calls(addresses: dict[str, str], rounds: int, seconds: float) -> dict[str, list[float]]:
     """Unary submits and bare echoes, alternately; then calls of 100 jobs."""
     found: dict[str, list[float]] = {"echo": [], "submit": [], "hundreds": [], "hundreds of 2 KB": []}
-    async with (
-        grpc.aio.insecure_channel(addresses["cadenza"]) as channel,
-        grpc.aio.insecure_channel(addresses["echo"]) as bare,
-    ):
+    async with grpc.aio.insecure_channel(addresses["cadenza"]) as channel:
         jobs = job_service_pb2_grpc.JobServiceStub(channel)
         one = job_service_pb2.SubmitJobRequest(job=spec(payload(), device="held"))
         raw = one.SerializeToString()
-        echo: Any = bare.unary_unary("/bench.Echo/Echo")
+        echo: Any = channel.unary_unary("/bench.Echo/Echo")
         many = {
-            name: job_service_pb2.SubmitJobsRequest(jobs=[spec(payload(size), device="held")] * 100)
+            name: job_service_pb2.SubmitJobsRequest(jobs=distinct(size))
             for name, size in (("hundreds", 0), ("hundreds of 2 KB", 2_048))
         }
         for _ in range(rounds):
@@ -158,7 +165,7 @@ def raw_rows(folder: Path, size: int, seconds: float) -> float:
         connection.execute(f"CREATE TABLE jobs (seq INTEGER PRIMARY KEY, {columns})")
         row = (
             *("bench", "held", None, "FAIR_SHARE", "SAMPLER", 0, False, 10**9, None, 10_800 * 10**9, 0, None),
-            *(time.time_ns(), None, 0, None, None, bytes(size)),
+            *(time.time_ns(), None, 0, None, None, bytes(size), bytes(WORKLOAD_BYTES)),
         )
         count, spent = 0, 0.0
         while spent < seconds:

@@ -111,7 +111,7 @@ def raw_rows(path: Path, program: bytes, jobs: int, a_call: int) -> float:
     connection.execute(f"CREATE TABLE jobs (seq INTEGER PRIMARY KEY, {', '.join(columns[1:])})")
     row = (
         *("lab/alice", "aer", None, "FAIR_SHARE", "SAMPLER", 0, False, 10**9, None, 10_800 * 10**9, 0, None),
-        *(time.time_ns(), None, 0, None, None, program),
+        *(time.time_ns(), None, 0, None, None, program, bytes(24)),
     )
     rows = [(i + 1, f"job-{i:026}", *row) for i in range(jobs)]
     begin = time.perf_counter()
