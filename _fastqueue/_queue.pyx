@@ -241,6 +241,14 @@ cdef inline Block *block_at(State *q, bint wide, uint32_t i) noexcept nogil:
     return <Block *>(q.narrow.chunks[i >> BLOCK_SHIFT] + at * NARROW_SIZE)
 
 
+cdef inline void fetch(const void *record, int size) noexcept nogil:
+    """Ask for all lines of a record at once, where they would otherwise be waited for one after the other."""
+    cdef int at = 0
+    while at < size:
+        cadenza_prefetch(<const char *>record + at)
+        at += LINE
+
+
 cdef inline void fetch_wide(Block *b) noexcept nogil:
     """Ask for what a search looks at."""
     cadenza_prefetch(<const char *>b)
@@ -1524,13 +1532,19 @@ cdef void session_job_remove(State *q, uint32_t index) noexcept nogil:
 cdef int queue_remove(State *q, uint32_t job) except -1 nogil:
     cdef Job *j
     cdef Device *d
+    cdef Entry *e
     cdef uint32_t owner
     cdef Before before
     reserve(q)
     j = job_at(q, job)
     owner = j.owner
     if j.kind == FAIR_SHARE:
-        d = device_at(q, entry_at(q, owner).device)
+        e = entry_at(q, owner)
+        if e.root:
+            fetch(block_at(q, False, e.root), NARROW_SIZE)
+        if e.up != <uint32_t>NO_ENTRY:
+            cadenza_prefetch(<const char *>entry_at(q, e.up))
+        d = device_at(q, e.device)
         begin(q, owner, &before)
         candidate_remove(q, d, entry_at(q, owner), job)
         lift(q, owner, &before, False)
@@ -1594,10 +1608,13 @@ cdef inline void fetch_next(State *q, Way *w) noexcept nogil:
     elif w.at == WAY_WIDE:
         b = block_at(q, True, w.index)
         w.index = ref_at(b, 0)
-        if b.height:
+        if b.height > 1:
             fetch_wide(block_at(q, True, w.index))
+        elif b.height:
+            cadenza_prefetch(<const char *>block_at(q, True, w.index))
         elif (w.index & ~<uint32_t>EXTRA) < (q.extras.used if w.index & <uint32_t>EXTRA else q.nodes.used):
             w.at = WAY_ENTRY
+            cadenza_prefetch(<const char *>&b.usage[slot_at(b, 0)])
             cadenza_prefetch(<const char *>&b.slot[slot_at(b, 0)])
             cadenza_prefetch(<const char *>&b.slot[slot_at(b, 1)])  # soon the first one
             cadenza_prefetch(<const char *>entry_at(q, w.index))
