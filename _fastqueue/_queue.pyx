@@ -1774,6 +1774,7 @@ cdef int queue_end(State *q, uint32_t device, double cost) except -1 nogil:
 cdef int queue_finish(State *q, uint32_t device, int64_t now) except -1 nogil:
     cdef Device *d = device_at(q, device)
     cdef double cost = 0.0
+    reserve_memory(q)  # the charge may move the exponent
     if not d.run_calibration and now != d.run_start:
         cost = run_cost(q, d, now - d.run_start)
     return queue_end(q, device, cost)
