@@ -44,7 +44,6 @@ def migrate(path: Path) -> None:
 
     if version is None:
         with closing(sqlite3.connect(path)) as connection:
-            connection.execute("PRAGMA page_size = 8192")
             connection.execute("PRAGMA journal_mode = WAL")
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
