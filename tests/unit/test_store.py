@@ -5,10 +5,12 @@ import json
 import os
 import random
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from cadenza_server.clock import SystemClock, VirtualClock
 from cadenza_server.engine.ids import TimeOrderedIds
-from cadenza_server.store import Store, StoreError, StoreInUse, commit_process, migration
+from cadenza_server.store import Store, StoreError, StoreInUse, commit_process, lock, migration
 from cadenza_server.store.batch import INSERT_EVENT, PUT_META, Batch
 from cadenza_server.store.schema import HEAD, meta, metadata
 from cadenza_server.store.store import FILE_NAME
@@ -86,6 +88,54 @@ async def test_a_killed_committer_fails_its_commit_and_the_next_one_has_a_new_on
     assert await store.read(values) == {"kept": 1}
 
 
+class _Word(StrEnum):
+    """`marshal` takes no subclasses."""
+
+    ONE = "one"
+
+
+@pytest.mark.parametrize("value", [_Word.ONE, "half of a pair: \ud800", 1 << 64])
+async def test_a_value_that_cannot_be_written_fails_its_batch_and_no_other(store: Store, value: str | int) -> None:
+    assert store._committer is not None
+    process = store._committer._process
+    assert process is not None
+    refused, kept = Batch(), Batch()
+    refused.add(PUT_META, ("first", 1))
+    refused.add(PUT_META, ("refused", value))
+    kept.add(PUT_META, ("kept", 1))
+    async with asyncio.timeout(5):
+        with pytest.raises(StoreError, match=r"a bug|cannot write"):
+            await store.commit(refused)
+        await store.commit(kept)
+    assert await store.read(values) == {"kept": 1}
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize("end", [b"", b"1234", commit_process.HEADER.pack(9) + b"1234"])
+def test_a_committer_whose_server_dies_says_nothing_and_finishes(tmp_path: Path, end: bytes) -> None:
+    path = tmp_path / FILE_NAME
+    migration.migrate(path)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", commit_process.__file__, str(path)],
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr=subprocess.PIPE,
+        )
+    assert ours.recv(1 << 10) == commit_process.pack(None)
+    process.send_signal(signal.SIGSTOP)
+    ours.sendall(commit_process.pack([(PUT_META, [("sent", 1)])]) + end)
+    ours.close()
+    process.send_signal(signal.SIGCONT)
+    _, said = process.communicate(timeout=10)
+    assert (process.returncode, said) == (0, b"")
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.connect() as connection:
+        assert values(connection) == {"sent": 1}
+    engine.dispose()
+
+
 async def test_signals_for_the_server_do_not_end_its_committer(store: Store) -> None:
     assert store._committer is not None
     process = store._committer._process
@@ -98,7 +148,9 @@ async def test_signals_for_the_server_do_not_end_its_committer(store: Store) -> 
     assert process.poll() is None
 
 
-async def test_a_store_is_taken_up_only_when_its_dead_server_s_committer_is_done(tmp_path: Path) -> None:
+async def test_a_store_is_taken_up_only_when_its_dead_server_s_committer_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = (
         "import asyncio, os, pathlib, signal, sys\n"
         "from cadenza_server.store import Store\n"
@@ -119,6 +171,10 @@ async def test_a_store_is_taken_up_only_when_its_dead_server_s_committer_is_done
     )
     assert dead.returncode == -signal.SIGKILL
     store = Store(tmp_path)
+    with monkeypatch.context() as hurried:
+        hurried.setattr(lock, "LAST_WORDS_SECONDS", 0.0)
+        with pytest.raises(StoreInUse, match=r"still being written for a server that has died .*kill it"):
+            await store.open(0)
     opening = asyncio.create_task(store.open(0))
     assert not (await asyncio.wait([opening], timeout=0.1))[0]
     os.kill(int(dead.stdout), signal.SIGCONT)
@@ -277,6 +333,13 @@ def test_names_sort_by_the_time_of_their_making_and_are_unique() -> None:
     assert names == sorted(names)
     assert len(set(names)) == len(names)
     assert all(len(name) == len("job-") + 26 and name.islower() for name in names)
+
+
+def test_the_first_name_is_as_long_as_the_others_also_at_the_beginning_of_time() -> None:
+    ids = TimeOrderedIds(VirtualClock(0), random.Random(1))
+    names = [ids.make("job"), ids.make("job")]
+    assert names == sorted(names)
+    assert {len(name) for name in names} == {len("job-") + 26}
 
 
 def test_a_virtual_clock_fires_what_is_due_in_order_and_at_its_time() -> None:

@@ -32,7 +32,7 @@ class TimeOrderedIds:
         self._clock = clock
         self._source = source
         self._last = 0
-        self._high = 0
+        self._high = -1
         self._head = ""
 
     def make(self, kind: str) -> str:

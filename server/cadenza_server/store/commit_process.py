@@ -17,6 +17,7 @@ import sqlite3
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Final
 
@@ -86,7 +87,7 @@ class _File:
             for statement, values in expand(groups):
                 connection.execute(statement, values)
             connection.execute("COMMIT")
-        except (sqlite3.Error, OverflowError) as error:
+        except (sqlite3.Error, OverflowError, UnicodeError, MemoryError) as error:
             try:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
@@ -121,12 +122,13 @@ def run(path: str) -> None:
         _answer(f"cannot open {path} ({error}): free the disk, or restore a backup")
         return
     _answer(None)
-    with open(0, "rb", buffering=1 << 20) as batches:
-        while header := batches.read(HEADER.size):
+    # Whoever sends may die at any time: in the middle of a frame, or with an answer unread.
+    with suppress(ConnectionError), open(0, "rb", buffering=1 << 20) as batches:
+        while len(header := batches.read(HEADER.size)) == HEADER.size:
             (size,) = HEADER.unpack(header)
             body = batches.read(size)
             if len(body) < size:
-                break  # whoever sent it died meanwhile
+                break
             _answer(file.commit(marshal.loads(body)))
     file.close()
 

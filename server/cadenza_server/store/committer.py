@@ -56,9 +56,14 @@ class Committer(asyncio.Protocol):
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._transport is None:
             answer.set_exception(StoreError("there is no process that writes"))
-        else:
-            self._answers.append(answer)
-            self._transport.write(pack(batch.groups()))
+            return answer
+        try:
+            frame = pack(batch.groups())
+        except ValueError as error:
+            answer.set_exception(StoreError(f"a batch holds what the store has no type for ({error}): this is a bug"))
+            return answer
+        self._answers.append(answer)
+        self._transport.write(frame)
         return answer
 
     async def close(self) -> None:

@@ -75,6 +75,12 @@ def _is_dead(note: bytes) -> bool:
 def _describe(data_dir: Path, note: bytes) -> str:
     try:
         holder = json.loads(note)
+        if _is_dead(note):
+            return (
+                f"the store in {data_dir} is still being written for a server that has died (process {holder['pid']}, "
+                f"since {holder['since']}): what writes, commit_process.py, ends when its last commit is on disk; if "
+                "the disk is well and it does not end, kill it"
+            )
         who = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
     except (ValueError, KeyError, TypeError):
         who = "another process"

@@ -93,14 +93,15 @@ class Store:
         return self._start_and_commit(batch)
 
     async def _start_and_commit(self, batch: Batch) -> None:
-        await self._start_committer()
-        if self._committer is not None:
-            await self._committer.commit(batch)
+        committer = await self._start_committer()
+        await committer.commit(batch)
 
-    async def _start_committer(self) -> None:
+    async def _start_committer(self) -> Committer:
         if self._committer is None or self._lock is None:
             raise StoreError("the store is closed")
-        await self._committer.start(self.path, self._lock.fileno())
+        committer = self._committer
+        await committer.start(self.path, self._lock.fileno())
+        return committer
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """Run `query` on a reader thread, in one read transaction. Raises `StoreError`."""
