@@ -421,6 +421,22 @@ async def test_runs_that_did_not_come_to_their_end_teach_nothing_and_a_limit_tha
     assert not home.engine._writer._predicted.keys() - {(unlimited, 1)}
 
 
+async def test_alike_jobs_of_one_call_are_each_estimated_by_the_history_of_its_sessions_owner(home: Home) -> None:
+    for caller, length in ((ALICE, 60 * SECOND), (BOB, 2 * SECOND)):
+        await home.submit(caller, content=content_of(workload=GHZ))
+        await settle(lambda: home.device.running is not None)
+        home.clock.advance(length)
+        home.device.end()
+        await settle(lambda: home.device.running is None)
+    sessions = [await home.session("alices"), await home.session("bobs", caller=BOB)]
+    alike = [
+        SubmitJob(job="", caller=OPERATOR, job_class=JobClass.SESSION, device="aer", session=session)
+        for session in sessions
+    ]
+    views = await home.engine.submit(alike, [content_of(workload=GHZ)] * 2)
+    assert [view.estimate_ns for view in views] == [60 * SECOND, 2 * SECOND]
+
+
 async def test_a_batch_runs_first_what_was_shortest_before_and_runs_are_charged_in_flight_by_it(home: Home) -> None:
     long, short = (
         make_workload("SAMPLER", (hashlib.sha256(name).digest(),), qubits=qubits, size=500, work=1000)

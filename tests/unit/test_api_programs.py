@@ -51,8 +51,10 @@ def floats(*shape: int) -> Tensor:
     return Tensor(dtype=DTYPE_FLOAT64, shape=shape, data=struct.pack(f"<{count}d", *([0.5] * count)))
 
 
-def check(program: Program, *, in_session: bool = False, checker: ProgramChecker | None = None) -> JobContent:
-    return (checker or ProgramChecker(Limits())).check(program, DEVICE, in_session=in_session)
+def check(
+    program: Program, *, owner: str = "ann", in_session: bool = False, checker: ProgramChecker | None = None
+) -> JobContent:
+    return (checker or ProgramChecker(Limits())).check(program, DEVICE, owner=owner, in_session=in_session)
 
 
 def sampler(**fields: Any) -> Program:
@@ -138,10 +140,20 @@ def test_a_circuit_named_by_digest_is_checked_for_its_qubits_too() -> None:
     checker = ProgramChecker(Limits())
     big = dump(9)
     wide = DeviceFacts(**{**{name: getattr(DEVICE, name) for name in DEVICE.__slots__}, "num_qubits": 20})
-    checker.check(sampler(circuit=Circuit(qpy=big)), wide, in_session=True)
+    checker.check(sampler(circuit=Circuit(qpy=big)), wide, owner="ann", in_session=True)
     digest = hashlib.sha256(big).digest()
     refused = refusal(sampler(circuit=Circuit(digest=digest)), in_session=True, checker=checker)
     assert refused.reason == "TOO_MANY_QUBITS"
+
+
+def test_what_is_wrong_with_a_named_circuit_does_not_tell_that_another_user_has_sent_it() -> None:
+    checker = ProgramChecker(Limits())
+    digest = hashlib.sha256(BELL).digest()
+    wide = observable(("ZZZ", 1.0))
+    program = estimator(circuit=Circuit(digest=digest), observables=ObservablesArray(observables=[wide]))
+    check(sampler(), owner="ann", in_session=True, checker=checker)
+    assert refusal(program, owner="ann", in_session=True, checker=checker).reason == "INVALID_FIELD"
+    assert check(program, owner="bob", in_session=True, checker=checker).digests == {digest}  # the engine refuses it
 
 
 CIRCUITS = [

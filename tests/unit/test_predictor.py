@@ -127,6 +127,19 @@ def test_the_memory_of_a_device_is_bounded() -> None:
     assert predictor.estimate("aer", "ada", workload(str(2 * KEYS_MAX - 1), qubits=5)) == MS
 
 
+def test_the_digests_of_jobs_of_many_circuits_are_not_kept() -> None:
+    def make(job: int) -> None:
+        make_workload("SAMPLER", tuple(b"%8d%24d" % (job, pub) for pub in range(1_000)), qubits=4, size=700, work=job)
+
+    make(0)
+    tracemalloc.start()
+    for job in range(1, 50):
+        make(job)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 100_000  # 49,000 digests of 65 bytes are 3 MB
+
+
 def test_what_runs_is_remembered_longest() -> None:
     predictor = Predictor(["aer"], keys_max=7)
     for number in range(20):

@@ -108,6 +108,7 @@ class JobSubmitter:
             content = self._checker.check(
                 program,
                 facts,
+                owner=caller.path,
                 in_session=home is not None,
                 tags=tags,
                 estimate_hint_ns=hint,

@@ -85,9 +85,10 @@ class DeviceFacts:
 class _Circuits:
     """The circuits of one program, while it is checked."""
 
-    __slots__ = ("brought", "digests", "keep", "named", "qubits", "size")
+    __slots__ = ("brought", "digests", "keep", "named", "owner", "qubits", "size")
 
-    def __init__(self, keep: bool) -> None:
+    def __init__(self, owner: str, keep: bool) -> None:
+        self.owner = owner
         self.keep = keep
         """Whether circuits that the program brings are kept for later jobs (of a session), or for later PUBs."""
         self.brought: dict[bytes, bytes] = {}
@@ -105,25 +106,28 @@ class ProgramChecker:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._known: OrderedDict[bytes, tuple[int | None, int]] = OrderedDict()
-        """Qubits (None: not known without parsing) and bytes, by digest."""
+        self._known: OrderedDict[tuple[str, bytes], tuple[int | None, int]] = OrderedDict()
+        """Qubits (None: not known without parsing) and bytes, by user and digest: what is found wrong with a job that
+        names a circuit shall not tell that somebody else has sent it."""
 
     def check(
         self,
         program: Program,
         device: DeviceFacts,
         *,
+        owner: str,
         in_session: bool,
         tags: tuple[str, ...] = (),
         estimate_hint_ns: int | None = None,
     ) -> JobContent:
-        """What the engine is given of `program`. Raises `Refusal`, the field relative to the program."""
+        """What the engine is given of `program`, which `owner` sends. Raises `Refusal`, the field relative to the
+        program."""
         kind = program.WhichOneof("kind")
         if kind is None:
             raise invalid("", "the program is missing: set one of sampler, estimator, calibration")
         job = getattr(program, kind)
         pubs = job.pubs
-        circuits = _Circuits(in_session or _names_circuits(pubs))
+        circuits = _Circuits(owner, in_session or _names_circuits(pubs))
         duration = 0
         workload = None
         try:
@@ -254,7 +258,7 @@ class ProgramChecker:
                 raise _bad_circuit("circuit.digest", f"it has {len(digest)} bytes: a SHA-256 has {DIGEST_BYTES}")
             if digest not in circuits.brought:
                 circuits.named.add(digest)
-            qubits, size = self._known.get(digest, (None, 0))
+            qubits, size = self._known.get((circuits.owner, digest), (None, 0))
         else:
             content = circuit.qpy if source == "qpy" else getattr(circuit, source).encode()
             qubits, size = None, len(content)
@@ -265,7 +269,7 @@ class ProgramChecker:
                 digest = hashlib.sha256(content).digest()
             if circuits.keep:
                 circuits.brought[digest] = circuit.SerializeToString()
-                self._remember(digest, qubits, size)
+                self._remember((circuits.owner, digest), qubits, size)
         circuits.digests.append(digest)
         circuits.size += size
         if qubits is None:
@@ -281,10 +285,10 @@ class ProgramChecker:
             circuits.qubits = qubits
         return qubits
 
-    def _remember(self, digest: bytes, qubits: int | None, size: int) -> None:
+    def _remember(self, key: tuple[str, bytes], qubits: int | None, size: int) -> None:
         known = self._known
-        known[digest] = (qubits, size)
-        known.move_to_end(digest)
+        known[key] = (qubits, size)
+        known.move_to_end(key)
         if len(known) > CIRCUITS_REMEMBERED_MAX:
             known.popitem(last=False)
 

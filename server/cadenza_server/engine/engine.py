@@ -158,9 +158,11 @@ class Engine:
                 named.append((f"jobs[{index}].job_id" if many else "job_id", name))
             else:
                 name = make("job")
-            workload = (job.device, job.user, job.limit, content.workload, content.estimate_hint_ns, job.estimate)
-            if workload != alike or not content.workload:  # jobs of one call are often alike
-                alike = workload
+            workload, hint = content.workload, content.estimate_hint_ns
+            # What an estimate goes by (a session stands for its owner, who need not be the caller).
+            known_by = (job.device, job.session, job.user, job.limit, workload, hint, job.estimate)
+            if known_by != alike or not workload:  # jobs of one call are often alike
+                alike = known_by
                 estimate = self._estimate(job, content) if job.estimate is None else job.estimate
             prepared.append(_complete(job, name, estimate))
         for field, name in named:

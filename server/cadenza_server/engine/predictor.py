@@ -60,7 +60,6 @@ _WORK: Final = slice(16, 24)
 Key = bytes | tuple[str, bytes] | str
 
 
-@lru_cache(maxsize=4096)
 def make_workload(
     kind: str,
     circuits: tuple[bytes, ...],
@@ -76,10 +75,16 @@ def make_workload(
     `work`: shots or expectation values; `options`: what else makes runs longer or shorter.
     """
     together = circuits[0] if len(circuits) == 1 else blake2b(b"".join(circuits)).digest()
-    work = min(work, 2**63)
-    return _WORKLOAD.pack(
-        -1 if qubits is None else qubits, _octave(size), _octave(work), _options_mark(kind, options), together[:8], work
-    )
+    return _pack_workload(kind, together[:8], qubits, size, min(work, 2**63), options)
+
+
+# Not of `make_workload` itself: it would keep the digests of all the circuits of thousands of jobs.
+@lru_cache(maxsize=4096)
+def _pack_workload(
+    kind: str, circuits: bytes, qubits: int | None, size: int, work: int, options: tuple[object, ...]
+) -> bytes:
+    mark = _options_mark(kind, options)
+    return _WORKLOAD.pack(-1 if qubits is None else qubits, _octave(size), _octave(work), mark, circuits, work)
 
 
 def _octave(number: int) -> int:
