@@ -1592,45 +1592,60 @@ cdef int queue_set_priority(State *q, uint32_t job, int priority) except -1 nogi
 
 cdef inline void fetch_next(State *q, Way *w) noexcept nogil:
     """Ask for what stands one read further on the way to a pick. What was read a run ago may have changed since, been
-    freed, or been taken for something else: then some other record is asked for in vain. Only the references of a wide
-    leaf may have become those of another pool."""
+    freed, or been taken for something else: then some other record is asked for in vain. So nothing that is read here
+    can be relied on, and every reference is checked against what has ever been given out before it is followed."""
     cdef Block *b
-    cdef Entry *e
+    cdef uint32_t node, after
     if w.at == WAY_ENTRY:
-        e = entry_at(q, w.index)
-        if node_at(q, entry_node(q, w.index)).flags & FLAG_ACCOUNT:
-            w.at = WAY_WIDE
-            fetch_wide(block_at(q, True, e.root))
-        else:
+        after = entry_at(q, w.index).root
+        node = entry_node(q, w.index)
+        w.index = after
+        w.at = WAY_END
+        if node >= q.nodes.used:
+            return
+        if node_at(q, node).flags & FLAG_ACCOUNT:
+            if after < q.wide.used:
+                w.at = WAY_WIDE
+                fetch_wide(block_at(q, True, after))
+        elif after < q.narrow.used:
             w.at = WAY_NARROW
-            cadenza_prefetch(<const char *>block_at(q, False, e.root))
-        w.index = e.root
+            cadenza_prefetch(<const char *>block_at(q, False, after))
     elif w.at == WAY_WIDE:
         b = block_at(q, True, w.index)
-        w.index = ref_at(b, 0)
-        if b.height > 1:
-            fetch_wide(block_at(q, True, w.index))
-        elif b.height:
-            cadenza_prefetch(<const char *>block_at(q, True, w.index))
-        elif (w.index & ~<uint32_t>EXTRA) < (q.extras.used if w.index & <uint32_t>EXTRA else q.nodes.used):
+        after = ref_at(b, 0)
+        w.index = after
+        if b.height:
+            if after >= q.wide.used:
+                w.at = WAY_END
+            elif b.height > 1:
+                fetch_wide(block_at(q, True, after))
+            else:
+                cadenza_prefetch(<const char *>block_at(q, True, after))
+        elif (after & ~<uint32_t>EXTRA) < (q.extras.used if after & <uint32_t>EXTRA else q.nodes.used):
             w.at = WAY_ENTRY
             cadenza_prefetch(<const char *>&b.usage[slot_at(b, 0)])
             cadenza_prefetch(<const char *>&b.slot[slot_at(b, 0)])
             cadenza_prefetch(<const char *>&b.slot[slot_at(b, 1)])  # soon the first one
-            cadenza_prefetch(<const char *>entry_at(q, w.index))
+            cadenza_prefetch(<const char *>entry_at(q, after))
         else:
             w.at = WAY_END
     elif w.at == WAY_NARROW:
         b = block_at(q, False, w.index)
-        w.index = ref_at(b, 0)
+        after = ref_at(b, 0)
+        w.index = after
         if b.height:
-            cadenza_prefetch(<const char *>block_at(q, False, w.index))
+            if after < q.narrow.used:
+                cadenza_prefetch(<const char *>block_at(q, False, after))
+            else:
+                w.at = WAY_END
         else:
             w.at = WAY_END
             cadenza_prefetch(<const char *>&b.slot[slot_at(b, 0)])
             cadenza_prefetch(<const char *>&b.slot[slot_at(b, 1)])
-            cadenza_prefetch(<const char *>&b.slot[slot_at(b, b.count - (b.count > 0))])
-            cadenza_prefetch(<const char *>job_at(q, w.index))
+            if 0 < b.count <= BLOCK_SLOTS:
+                cadenza_prefetch(<const char *>&b.slot[slot_at(b, b.count - 1)])
+            if after < q.jobs.used:
+                cadenza_prefetch(<const char *>job_at(q, after))
 
 
 cdef inline void fetch_picks(State *q, Device *d) noexcept nogil:
