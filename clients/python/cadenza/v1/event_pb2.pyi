@@ -342,7 +342,9 @@ Global___JobReleased: _TypeAlias = JobReleased  # noqa: Y015
 
 @_typing.final
 class SessionChanged(_message.Message):
-    """A session was created, or its state or activity changed."""
+    """A session was created, or its state, its activity or the reason for which it will close changed (a draining session
+    can get or lose the device, and be cancelled).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
