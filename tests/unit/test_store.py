@@ -236,6 +236,43 @@ async def test_nothing_is_on_disk_when_the_file_is_not_there_any_more(store: Sto
         await store.commit(Batch())
 
 
+async def test_no_file_is_made_where_one_was_moved_aside_so_its_log_is_not_thrown_away(store: Store) -> None:
+    assert store._committer is not None
+    process = store._committer._process
+    assert process is not None
+    first, lost, kept = Batch(), Batch(), Batch()
+    first.add(PUT_META, ("first", 1))
+    lost.add(PUT_META, ("lost", 1))
+    kept.add(PUT_META, ("kept", 1))
+    await store.commit(first)
+    aside = store.path.rename(store.path.with_name("aside"))
+    process.kill()
+    await asyncio.to_thread(process.wait)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"has ended|cannot open"):
+            await store.commit(lost)
+    with pytest.raises(StoreError, match="unable to open"):
+        await store.read(values)
+    assert not store.path.exists()
+    with pytest.raises(StoreError, match=r"is not there, but cadenza\.db-wal is, .*: restore the file"):
+        migration.migrate(store.path)
+    aside.rename(store.path)
+    await store.commit(kept)
+    assert await store.read(values) == {"first": 1, "kept": 1}
+
+
+async def test_a_directory_may_have_any_name(tmp_path: Path) -> None:
+    store = Store(tmp_path / "50% a?b#c&mode=ro")
+    await store.open(0)
+    batch = Batch()
+    batch.add(PUT_META, ("kept", 1))
+    await store.commit(batch)
+    assert await store.read(values) == {"kept": 1}
+    await store.close()
+    assert os.listdir(tmp_path) == [store.data_dir.name]
+    assert set(os.listdir(store.data_dir)) == {FILE_NAME, "lock"}
+
+
 async def test_readers_cannot_write(store: Store) -> None:
     def write(connection: Connection) -> None:
         connection.execute(meta.insert().values(key="sneaked", value=1))

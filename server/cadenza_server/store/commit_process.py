@@ -66,12 +66,21 @@ def _widen(statement: str, width: int) -> str:
     return head + values + ", ".join([row] * width)
 
 
+def connect(path: str, *, check_same_thread: bool = True) -> sqlite3.Connection:
+    """To the file at `path`, with transactions as they are asked for. It is never made here: beside a new file SQLite
+    throws away the log of one that was moved aside, and with it what was acknowledged."""
+    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    return sqlite3.connect(
+        f"file:{quoted}?mode=rw", uri=True, isolation_level=None, check_same_thread=check_same_thread
+    )
+
+
 class _File:
     """The store's file, and whether it is still the one that was opened."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._connection = sqlite3.connect(path, isolation_level=None)
+        self._connection = connect(path)
         for name, value in PRAGMAS:
             self._connection.execute(f"PRAGMA {name} = {value}")
             ((found,),) = self._connection.execute(f"PRAGMA {name}")

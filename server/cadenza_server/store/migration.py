@@ -11,6 +11,10 @@ from cadenza_server.store.schema import HEAD
 def schema_version(path: Path) -> str | None:
     """The version of the store at `path`; None: it is new. Raises `StoreError` if it is no store."""
     if not path.exists():
+        log = path.with_name(path.name + "-wal")
+        if log.exists() and log.stat().st_size:
+            # SQLite would throw it away beside a new file.
+            raise StoreError(f"{path} is not there, but {log.name} is, which belongs to it: restore the file")
         return None
     try:
         with closing(sqlite3.connect(path)) as connection:
@@ -39,7 +43,7 @@ def migrate(path: Path) -> None:
     # Loaded here because it takes long and most starts find nothing to migrate.
     from alembic import command
     from alembic.config import Config
-    from sqlalchemy import create_engine
+    from sqlalchemy import URL, create_engine
     from sqlalchemy.pool import NullPool
 
     if version is None:
@@ -47,7 +51,7 @@ def migrate(path: Path) -> None:
             connection.execute("PRAGMA journal_mode = WAL")
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
-    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
     with engine.begin() as connection_:
         config.attributes["connection"] = connection_
         command.upgrade(config, "head")

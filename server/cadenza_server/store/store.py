@@ -11,11 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
-from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import Connection, create_engine
 from sqlalchemy import Engine as SqlEngine
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import QueuePool
 
 from cadenza_server.store.batch import Batch
+from cadenza_server.store.commit_process import connect
 from cadenza_server.store.committer import Committer
 from cadenza_server.store.errors import StoreError
 from cadenza_server.store.lock import Lock
@@ -61,13 +63,14 @@ class Store:
             migrate(self.path)
         except sqlite3.Error as error:
             raise StoreError(f"cannot open {self.path} ({error}): free the disk, or restore a backup") from error
-        self._sql = create_engine(f"sqlite:///{self.path}", pool_size=READERS, max_overflow=0)
+        self._sql = create_engine(
+            "sqlite://", creator=self._connect, poolclass=QueuePool, pool_size=READERS, max_overflow=0
+        )
 
-        @event.listens_for(self._sql, "connect")
-        def _prepare(connection: sqlite3.Connection, _record: object) -> None:
-            # The driver's own transactions are off: a read begins one by itself (see `read`).
-            connection.isolation_level = None
-            connection.execute("PRAGMA query_only = ON")
+    def _connect(self) -> sqlite3.Connection:
+        connection = connect(str(self.path), check_same_thread=False)
+        connection.execute("PRAGMA query_only = ON")
+        return connection
 
     async def close(self) -> None:
         """Finish what is being written and read, and let go of everything; closing twice does nothing."""
