@@ -34,6 +34,7 @@ from cadenza_server.engine import (
     TimeOrderedIds,
     make_workload,
     restart,
+    writer,
 )
 from cadenza_server.engine import watches as watches_module
 from cadenza_server.engine.writer import Stage
@@ -289,6 +290,49 @@ async def test_what_comes_while_a_commit_is_on_its_way_is_one_commit(held: tuple
     store.gate.set()
     await asyncio.gather(first, *others)
     assert store.batches == before + 1
+
+
+async def test_the_next_commit_waits_for_as_many_callers_as_the_last_one_answered(
+    held: tuple[Home, HeldStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "GATHER_SECONDS", 600.0)
+    home, store = held
+    await quiet(home)
+    before = store.batches
+    await asyncio.gather(*(home.submit() for _ in range(3)))
+    early = [asyncio.create_task(home.submit()) for _ in range(2)]
+    await settle(lambda: len(home.engine._writer._unit.answers) == 2)
+    assert store.batches == before + 1
+    await asyncio.gather(home.submit(), *early)
+    assert store.batches == before + 2
+
+
+async def test_the_end_of_a_run_does_not_wait_for_callers(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "GATHER_SECONDS", 600.0)
+    first, *_ = await asyncio.gather(*(home.submit() for _ in range(3)))
+    home.device.end()
+    await wait_state(home.engine, first, JobState.SUCCEEDED)
+
+
+async def test_a_run_that_is_expected_to_be_short_is_one_commit_with_its_submission(
+    held: tuple[Home, HeldStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "SHORT_RUN_NS", 600 * SECOND)
+    home, store = held
+    await quiet(home)
+    before = store.batches
+    task = asyncio.create_task(home.submit(limit=SECOND))
+    await settle(lambda: home.device.running is not None)
+    assert store.batches == before
+    home.device.end()
+    await wait_state(home.engine, await task, JobState.SUCCEEDED)
+    assert store.batches == before + 1
+
+
+async def test_an_answer_does_not_wait_for_a_short_run_that_is_long(home: Home) -> None:
+    job = await home.submit(limit=1_000_000)
+    assert home.device.running is not None
+    assert (await home.engine.get_job(job)).state is JobState.RUNNING
 
 
 async def test_a_refusal_leaves_nothing(home: Home) -> None:

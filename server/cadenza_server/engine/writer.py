@@ -7,6 +7,7 @@ any more: the writer fails what is pending, stops the runs, and takes itself up 
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -43,6 +44,10 @@ READ_AGAIN_NS: Final = (SECOND // 10, 1 * SECOND)
 GATHER_SECONDS: Final = 0.001
 """How long a commit waits for more calls, if the one before it answered several. A commit costs what dozens of calls
 do, and callers that wait for their answers before they call again come again soon."""
+
+SHORT_RUN_NS: Final = 5_000_000
+"""A run that is expected to take no longer is waited for with the commit of its start: one commit instead of two, and
+the first does not take the processor from the run."""
 
 REBUILD_AFTER_NS: Final = 1 * SECOND
 REBUILD_AFTER_NS_MAX: Final = 30 * SECOND
@@ -150,9 +155,9 @@ class Writer:
         self._inputs: list[_Input] = []
         self._entering = False
         self._gathering: asyncio.TimerHandle | None = None
-        """Runs while the next commit waits for the callers that the latest one answered to come again."""
+        """Runs while the next commit waits: for callers that the latest one answered, or the end of a short run."""
         self._gathered = 0
-        """With so many calls to answer the next commit waits no longer."""
+        """With so many calls to answer it waits no longer."""
         self._reports: dict[tuple[str, int], Report] = {}
         self._predicted: dict[tuple[str, int], tuple[bytes | None, int | None, int]] = {}
         """Of what runs, by job and attempt: workload, hint and estimate."""
@@ -398,7 +403,8 @@ class Writer:
         # Devices first: what else there is to do with this instant is done while they work.
         waiting = self._drive(outcome.events, contents, now)
         unit, recorder = self._unit, self.recorder
-        unit.urgent |= not inputs or any(item.answer is None for item in inputs)
+        if outcome.events:
+            unit.urgent |= not inputs or any(item.answer is None for item in inputs)
         unit.published += recorder.record(
             outcome.events,
             now,
@@ -427,6 +433,8 @@ class Writer:
         for started in waiting:
             if not self._run_from_memory(started, self.payloads.get(started.job)):
                 self._run_from_store(started)
+        if any(isinstance(event, RunStarted) and event.estimate <= SHORT_RUN_NS for event in outcome.events):
+            self._gather(SHORT_RUN_NS / SECOND, sys.maxsize)
         self._arm()
 
     def _keep_request(self, request: RequestKey, events: tuple[Event, ...], jobs: list[JobQueued], now: int) -> None:
@@ -656,14 +664,16 @@ class Writer:
             return
         self._rebuild_after = REBUILD_AFTER_NS
         self.payloads.set_committed(unit.jobs)
-        self._gather(len(unit.answers))
+        if len(unit.answers) > 1:
+            self._gather(GATHER_SECONDS, len(self._unit.answers) + len(unit.answers))
         self._kick()  # before the answers: the disk is what takes longest
         self._release(unit)
 
-    def _gather(self, answered: int) -> None:
-        if answered > 1 and self.stage is Stage.RUNNING:
-            self._gathered = len(self._unit.answers) + answered
-            self._gathering = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._gather_no_more)
+    def _gather(self, seconds: float, calls: int) -> None:
+        """Let the next commit wait so long at most, and till it has so many calls to answer."""
+        if self._gathering is None and self._in_flight is None and self.stage is Stage.RUNNING:
+            self._gathered = calls
+            self._gathering = asyncio.get_running_loop().call_later(seconds, self._gather_no_more)
 
     def _gather_no_more(self) -> None:
         self._gathering = None
