@@ -25,6 +25,8 @@ class Committer(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answers: list[asyncio.Future[None]] = []
         self._received = bytearray()
+        self._lost: asyncio.Future[None] | None = None
+        """Ends with the connection."""
 
     @property
     def is_running(self) -> bool:
@@ -45,10 +47,15 @@ class Committer(asyncio.Protocol):
                 lambda: subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno(), pass_fds=(lock,))
             )
         loop = asyncio.get_running_loop()
+        lost = self._lost = loop.create_future()
         self._transport, _ = await loop.create_connection(lambda: self, sock=ours)
         opened: asyncio.Future[None] = loop.create_future()
         self._answers.append(opened)
-        await opened
+        try:
+            await opened
+        except StoreError:
+            await lost  # it ends by itself; nothing is to be sent to it any more
+            raise
 
     def commit(self, batch: Batch) -> "asyncio.Future[None]":
         """Write one batch, all or nothing; the future ends when it is on disk, or with a `StoreError`: it is not
@@ -97,6 +104,8 @@ class Committer(asyncio.Protocol):
         """The process has ended, or is to end."""
         del exc  # why, the process itself has said
         self._transport = None
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
         self._received.clear()
         answers, self._answers = self._answers, []
         for answer in answers:
