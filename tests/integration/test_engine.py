@@ -314,27 +314,6 @@ async def test_the_end_of_a_run_does_not_wait_for_callers(home: Home, monkeypatc
     await wait_state(home.engine, first, JobState.SUCCEEDED)
 
 
-async def test_a_run_that_is_expected_to_be_short_is_one_commit_with_its_submission(
-    held: tuple[Home, HeldStore], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "SHORT_RUN_NS", 600 * SECOND)
-    home, store = held
-    await quiet(home)
-    before = store.batches
-    task = asyncio.create_task(home.submit(limit=SECOND))
-    await settle(lambda: home.device.running is not None)
-    assert store.batches == before
-    home.device.end()
-    await wait_state(home.engine, await task, JobState.SUCCEEDED)
-    assert store.batches == before + 1
-
-
-async def test_an_answer_does_not_wait_for_a_short_run_that_is_long(home: Home) -> None:
-    job = await home.submit(limit=1_000_000)
-    assert home.device.running is not None
-    assert (await home.engine.get_job(job)).state is JobState.RUNNING
-
-
 async def test_a_refusal_leaves_nothing(home: Home) -> None:
     with pytest.raises(Refusal) as caught:
         await home.engine.submit(

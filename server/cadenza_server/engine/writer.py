@@ -7,7 +7,6 @@ any more: the writer fails what is pending, stops the runs, and takes itself up 
 
 import asyncio
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -44,10 +43,6 @@ READ_AGAIN_NS: Final = (SECOND // 10, 1 * SECOND)
 GATHER_SECONDS: Final = 0.001
 """How long a commit waits for more calls, if the one before it answered several. A commit costs what dozens of calls
 do, and callers that wait for their answers before they call again come again soon."""
-
-SHORT_RUN_NS: Final = 5_000_000
-"""A run that is expected to take no longer is waited for with the commit of its start: one commit instead of two, and
-the first does not take the processor from the run."""
 
 REBUILD_AFTER_NS: Final = 1 * SECOND
 REBUILD_AFTER_NS_MAX: Final = 30 * SECOND
@@ -155,7 +150,7 @@ class Writer:
         self._inputs: list[_Input] = []
         self._entering = False
         self._gathering: asyncio.TimerHandle | None = None
-        """Runs while the next commit waits: for callers that the latest one answered, or the end of a short run."""
+        """Runs while the next commit waits for the callers that the latest one answered to come again."""
         self._gathered = 0
         """With so many calls to answer it waits no longer."""
         self._reports: dict[tuple[str, int], Report] = {}
@@ -433,8 +428,6 @@ class Writer:
         for started in waiting:
             if not self._run_from_memory(started, self.payloads.get(started.job)):
                 self._run_from_store(started)
-        if any(isinstance(event, RunStarted) and event.estimate <= SHORT_RUN_NS for event in outcome.events):
-            self._gather(SHORT_RUN_NS / SECOND, sys.maxsize)
         self._arm()
 
     def _keep_request(self, request: RequestKey, events: tuple[Event, ...], jobs: list[JobQueued], now: int) -> None:
@@ -664,16 +657,14 @@ class Writer:
             return
         self._rebuild_after = REBUILD_AFTER_NS
         self.payloads.set_committed(unit.jobs)
-        if len(unit.answers) > 1:
-            self._gather(GATHER_SECONDS, len(self._unit.answers) + len(unit.answers))
+        self._gather(len(unit.answers))
         self._kick()  # before the answers: the disk is what takes longest
         self._release(unit)
 
-    def _gather(self, seconds: float, calls: int) -> None:
-        """Let the next commit wait so long at most, and till it has so many calls to answer."""
-        if self._gathering is None and self._in_flight is None and self.stage is Stage.RUNNING:
-            self._gathered = calls
-            self._gathering = asyncio.get_running_loop().call_later(seconds, self._gather_no_more)
+    def _gather(self, answered: int) -> None:
+        if answered > 1 and self._gathering is None and self.stage is Stage.RUNNING:
+            self._gathered = len(self._unit.answers) + answered
+            self._gathering = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._gather_no_more)
 
     def _gather_no_more(self) -> None:
         self._gathering = None
