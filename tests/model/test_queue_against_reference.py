@@ -444,7 +444,7 @@ class QueueMachine(RuleBasedStateMachine):
 @pytest.mark.parametrize("part", range(3))
 def test_compiled_queue_answers_as_the_reference_does(part: int) -> None:
     """Any operations, small states."""
-    run_state_machine_as_test(
+    run_state_machine_as_test(  # type: ignore[no-untyped-call, unused-ignore]
         seed(SEED + part)(QueueMachine),
         settings=settings(
             max_examples=int(os.environ.get("CADENZA_EXAMPLES", "100")),

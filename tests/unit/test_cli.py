@@ -21,7 +21,7 @@ from cadenza_server.cli.devices import by_fair_share
 from cadenza_server.cli.shares import parse_settings
 from cadenza_server.cli.times import check_length, parse_moment
 from google.protobuf.timestamp_pb2 import Timestamp
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner, Result  # type: ignore[attr-defined, unused-ignore]
 
 COMMANDS = [
     ["serve"],

@@ -30,8 +30,7 @@ from cadenza_server.store.batch import INSERT_JOB
 from cadenza_server.store.schema import jobs as jobs_table
 from qiskit import QuantumCircuit, qpy
 from qiskit_aer import AerSimulator
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy import create_engine
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "RESULTS.md"
@@ -164,12 +163,15 @@ async def measure_calls(addresses: dict[str, str], folder: Path, rounds: int, se
 def raw_rows(folder: Path, size: int, seconds: float, *, bare: bool = False) -> float:
     """Rows a second of sqlite3's `executemany` alone in commits of 100, WAL and synchronous FULL: the rows that the
     server writes for such jobs, into the server's table; `bare`: into one without its indexes."""
-    with sqlite3.connect(folder / f"raw{time.monotonic_ns()}.db", isolation_level=None) as connection:
+    path = folder / f"raw{time.monotonic_ns()}.db"
+    engine = create_engine(f"sqlite:///{path}")
+    jobs_table.create(engine)
+    engine.dispose()
+    with sqlite3.connect(path, isolation_level=None) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(str(CreateTable(jobs_table).compile(dialect=sqlite.dialect())))
-        for index in () if bare else jobs_table.indexes:
-            connection.execute(str(CreateIndex(index).compile(dialect=sqlite.dialect())))
+        for index in jobs_table.indexes if bare else ():
+            connection.execute(f"DROP INDEX {index.name}")
         row = (
             *("bench", "held", None, "FAIR_SHARE", "SAMPLER", 0, False, 10**9, None, 10_800 * 10**9, 0, None),
             *(time.time_ns(), None, 0, None, None, bytes(size), bytes(WORKLOAD_BYTES)),
