@@ -292,6 +292,24 @@ async def test_what_comes_while_a_commit_is_on_its_way_is_one_commit(held: tuple
     assert store.batches == before + 1
 
 
+async def test_a_refusal_that_came_during_a_commit_is_told_after_what_the_commit_holds(
+    held: tuple[Home, HeldStore],
+) -> None:
+    home, store = held
+    await quiet(home)
+    store.gate.clear()
+    told: list[str] = []
+    accepted = asyncio.create_task(home.submit())
+    await settle(lambda: home.device.running is not None)
+    refused = asyncio.create_task(home.submit(device="nowhere"))
+    accepted.add_done_callback(lambda _: told.append("accepted"))
+    refused.add_done_callback(lambda _: told.append("refused"))
+    await settle(lambda: len(home.engine._writer._unit.answers) == 1)
+    store.gate.set()
+    await asyncio.gather(accepted, refused, return_exceptions=True)
+    assert told == ["accepted", "refused"]
+
+
 async def test_the_next_commit_waits_for_as_many_callers_as_the_last_one_answered(
     held: tuple[Home, HeldStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1225,13 +1243,3 @@ async def test_a_second_server_on_the_same_store_is_told_who_has_it(home: Home) 
     with pytest.raises(StoreInUse, match=rf"in use by process {os.getpid()} on .*, since 1970-01-01T00:16:40"):
         await Home(home.data_dir).open()
     await home.submit()
-
-
-async def test_a_predictor_gives_estimates_and_the_device_does_where_it_knows_nothing(tmp_path: Path) -> None:
-    home = Home(tmp_path)
-    await home.open(estimate=lambda job, content: 7 * SECOND if content.tags else None)
-    known = await home.submit(content=content_of(tags=("known",)))
-    unknown = await home.submit()
-    assert (await home.engine.get_job(known)).estimate_ns == 7 * SECOND
-    assert (await home.engine.get_job(unknown)).estimate_ns == RUNTIME_2023.default_estimate
-    await home.engine.stop(0)

@@ -17,7 +17,7 @@ import typer
 from cadenza.v1 import device_pb2, event_pb2, job_pb2, reservation_pb2, result_pb2, session_pb2, share_pb2, tensor_pb2
 from cadenza_server.cli import build_app, job_view, jobs, output, reservations, sessions
 from cadenza_server.cli.circuit_file import check_circuit, parse_observable, parse_parameters, read_circuit
-from cadenza_server.cli.devices import by_fair_share
+from cadenza_server.cli.devices import by_fair_share, who_has
 from cadenza_server.cli.shares import parse_settings
 from cadenza_server.cli.times import check_length, parse_moment
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -427,3 +427,12 @@ def test_who_waits_is_shown_as_a_tree_with_the_least_used_first() -> None:
 
     tree = [node("a", 5.0), node("a/x", 3.0), node("a/y", 1.0), node("b", 2.0), node("c/z", 9.0)]
     assert [each.path for each in by_fair_share(tree)] == ["b", "a", "a/y", "a/x", "c/z"]
+
+
+def test_who_has_a_device_says_why_others_wait() -> None:
+    device = device_pb2.Device(name="aer", state=device_pb2.DEVICE_STATE_FREE)
+    assert who_has(device) == "free"
+    device.reservation_id = "reservation-1"
+    assert who_has(device).startswith("reserved; its reservation is reservation-1 (`cadenza reservations`")
+    device = device_pb2.Device(state=device_pb2.DEVICE_STATE_HELD, active_session_id="s", active_user="bob")
+    assert "the active session is s of bob, which keeps it between its jobs" in who_has(device)

@@ -136,6 +136,28 @@ def test_a_committer_whose_server_dies_says_nothing_and_finishes(tmp_path: Path,
     engine.dispose()
 
 
+async def test_a_committer_that_cannot_be_started_is_a_store_error(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    assert store._committer is not None
+    process = store._committer._process
+    assert process is not None
+    process.kill()
+    while store._committer.is_running:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", fail)
+        with pytest.raises(StoreError, match="cannot start the process that writes"):
+            await store.commit(Batch())
+    batch = Batch()
+    batch.add(PUT_META, ("kept", 1))
+    await store.commit(batch)
+    assert await store.read(values) == {"kept": 1}
+
+
 async def test_signals_for_the_server_do_not_end_its_committer(store: Store) -> None:
     assert store._committer is not None
     process = store._committer._process

@@ -127,7 +127,7 @@ def _devices_table(found: "Iterable[Device]") -> "RenderableType":
         (
             each.name,
             each.kind,
-            output.enum_word(each, "state"),
+            _state(each),
             each.num_qubits,
             "yes" if each.noisy else "no",
             each.epoch,
@@ -147,7 +147,7 @@ def _device_facts(device: "Device", now: datetime) -> list[tuple[str, object]]:
         ("device", device.name),
         ("description", output.or_absent(device.description)),
         ("kind", f"{device.kind}, {'simulator' if device.simulator else 'quantum processor'}"),
-        ("state", _with_detail(output.enum_word(device, "state"), device.detail)),
+        ("state", _with_detail(_state(device), device.detail)),
         ("runs now", _of(device.running_job_id, device.running_user)),
         ("active session", _of(device.active_session_id, device.active_user)),
         ("reservation now", output.or_absent(device.reservation_id)),
@@ -229,7 +229,7 @@ def _queues(found: "Iterable[tuple[Device, list[ShareNode]]]") -> "RenderableTyp
     for device, nodes in found:
         if parts:
             parts.append(Text())
-        parts.append(Text(f"{device.name}: {_who_has(device)}", style="bold"))
+        parts.append(Text(f"{device.name}: {who_has(device)}", style="bold"))
         parts.append(Text(f"waiting: {_waiting(device)}"))
         if nodes:
             parts.append(_waiting_table(nodes))
@@ -268,12 +268,23 @@ def by_fair_share(nodes: "Sequence[ShareNode]") -> "list[ShareNode]":
     return list(walk(""))
 
 
-def _who_has(device: "Device") -> str:
-    state = _with_detail(output.enum_word(device, "state"), device.detail)
+def _state(device: "Device") -> str:
+    """A device that nothing uses is not free for everybody while the window of a reservation is open."""
+    state = output.enum_word(device, "state")
+    return "reserved" if state == "free" and device.reservation_id else state
+
+
+def who_has(device: "Device") -> str:
+    """Who uses a device, and why others may have to wait for it."""
+    state = _with_detail(_state(device), device.detail)
     if device.running_job_id:
         state = f"runs {_of(device.running_job_id, device.running_user)}"
     if device.active_session_id:
         state += f"; the active session is {_of(device.active_session_id, device.active_user)}"
+        if output.enum_word(device, "state") == "held":
+            state += ", which keeps it between its jobs (`cadenza session show` tells until when)"
+    if device.reservation_id:
+        state += f"; its reservation is {device.reservation_id} (`cadenza reservations` tells for whom and until when)"
     return state
 
 

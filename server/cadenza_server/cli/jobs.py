@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         rich_help_panel="Jobs",
         epilog="Examples:\ncadenza cancel JOB\n"
-        "cadenza jobs --state queued --json | jq -r .job_id | xargs cadenza cancel",
+        "cadenza jobs --state queued --json | jq -r .job_id | xargs -r cadenza cancel",
     )(cancel)
     app.command(
         rich_help_panel="Jobs",

@@ -1,6 +1,6 @@
 """The asyncio shell around the scheduler: one writer, watches, reads. What other parts may use is listed here."""
 
-from cadenza_server.engine.engine import Engine, Estimate
+from cadenza_server.engine.engine import Engine
 from cadenza_server.engine.ids import Ids, TimeOrderedIds
 from cadenza_server.engine.notices import (
     Change,
@@ -43,7 +43,6 @@ __all__ = [
     "DevicePlan",
     "DeviceView",
     "Engine",
-    "Estimate",
     "EstimateError",
     "Ids",
     "JobAccepted",

@@ -52,8 +52,6 @@ from cadenza_server.store.views import (
 )
 
 T = TypeVar("T")
-Estimate = Callable[[SubmitJob, JobContent], int | None]
-"""The device time that a job will take, in nanoseconds; None: nothing is known of it."""
 
 
 class Engine:
@@ -61,7 +59,7 @@ class Engine:
 
     Every call may raise `Refusal` UNAVAILABLE: STOPPING, or STORE_UNAVAILABLE while the store cannot commit.
     `caller` on a read: refuse (PERMISSION_DENIED, NOT_OWNER) unless the thing is the caller's or the caller is an
-    operator; None: do not check. Lengths and times are nanoseconds. `estimate`: takes the predictor's place.
+    operator; None: do not check. Lengths and times are nanoseconds.
     """
 
     def __init__(
@@ -73,13 +71,11 @@ class Engine:
         ids: Ids,
         shares: Mapping[str, float] | None = None,
         half_life: int = HALF_LIFE_DEFAULT,
-        estimate: Estimate | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._ids = ids
         self._plans = dict(devices)
-        self._estimate = estimate or self._predict
         self._watches = Watches()
         self._writer = Writer(
             store=store,
@@ -163,7 +159,7 @@ class Engine:
             known_by = (job.device, job.session, job.user, job.limit, workload, hint, job.estimate)
             if known_by != alike or not workload:  # jobs of one call are often alike
                 alike = known_by
-                estimate = self._estimate(job, content) if job.estimate is None else job.estimate
+                estimate = self._predict(job, content) if job.estimate is None else job.estimate
             prepared.append(_complete(job, name, estimate))
         for field, name in named:
             # A live one is refused by the scheduler, after what is wrong with the rest of the command.

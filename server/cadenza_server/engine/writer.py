@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
 from typing import Final, Protocol
@@ -238,12 +239,15 @@ class Writer:
         self.stage = Stage.RUNNING
         self._enter()
         self._beat()
-        _log.info(
-            "took up %d unfinished jobs and %d sessions, down since %d",
-            len(loaded.jobs),
-            len(loaded.sessions),
-            loaded.alive,
-        )
+        if loaded.alive:
+            _log.info(
+                "took up all that was unfinished",
+                extra={
+                    "jobs": len(loaded.jobs),
+                    "sessions": len(loaded.sessions),
+                    "down_since": datetime.fromtimestamp(loaded.alive / SECOND, UTC).isoformat(timespec="seconds"),
+                },
+            )
         await self.catch_up()
 
     async def stop(self, grace_ns: int) -> None:
@@ -611,7 +615,8 @@ class Writer:
             return
         self._unit = _Unit()
         if not unit.batch:
-            self._release(unit)
+            # Not at once: if a commit has just ended, what it holds is to be told first.
+            asyncio.get_running_loop().call_soon(self._release, unit)
             return
         self._in_flight = unit
         self._commit = asyncio.ensure_future(self._store.commit(unit.batch))

@@ -43,9 +43,13 @@ class Committer(asyncio.Protocol):
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
             # -I and -S: nothing of the user's environment is imported, and nothing that takes time.
             command = [sys.executable, "-I", "-S", commit_process.__file__, str(path)]
-            self._process = await asyncio.to_thread(
-                lambda: subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno(), pass_fds=(lock,))
-            )
+            try:
+                self._process = await asyncio.to_thread(
+                    lambda: subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno(), pass_fds=(lock,))
+                )
+            except OSError as error:
+                ours.close()
+                raise StoreError(f"cannot start the process that writes {path}: {error.strerror}") from error
         loop = asyncio.get_running_loop()
         lost = self._lost = loop.create_future()
         self._transport, _ = await loop.create_connection(lambda: self, sock=ours)
