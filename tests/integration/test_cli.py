@@ -354,6 +354,18 @@ def test_a_session_is_created_used_watched_and_closed(run: Run, bell: str) -> No
     assert session in good(run("sessions", "--state", "closed"))
 
 
+def test_everybody_sees_until_when_a_session_keeps_a_device(run: Run, bell: str) -> None:
+    session = one(run("session", "create", "--device", "spare", "--interactive-ttl", "2m", "--json"))["session_id"]
+    good(run("submit", bell, "--session", session, "--no-check", "--wait"))
+    own = one(run("session", "show", session, "--json"))
+    seen = one(run("devices", "spare", "--json", user="cli/eve"))
+    assert seen["state"] == "DEVICE_STATE_HELD"
+    assert seen["active_session_idle_expire_time"] == own["idle_expire_time"]
+    assert seen["active_session_expire_time"] == own["expire_time"]
+    good(run("session", "cancel", session))
+    assert "active_session_expire_time" not in one(run("devices", "spare", "--json", user="cli/eve"))
+
+
 def test_sessions_are_cancelled_and_refused(run: Run) -> None:
     said = good(run("session", "create", "--device", "spare", "--mode", "batch"))
     session = said.split()[0]

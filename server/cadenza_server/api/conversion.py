@@ -278,6 +278,10 @@ def fill_device(message: device_pb2.Device, view: DeviceView, *, with_properties
     message.running_user = view.running_user or ""
     message.active_session_id = view.active_session or ""
     message.active_user = view.active_user or ""
+    if view.active_session_idle_due is not None:
+        message.active_session_idle_expire_time.FromNanoseconds(view.active_session_idle_due)
+    if view.active_session_expires_at is not None:
+        message.active_session_expire_time.FromNanoseconds(view.active_session_expires_at)
     message.queue_counts.calibration = view.queued_calibration
     message.queue_counts.session = view.queued_session
     message.queue_counts.fair_share = view.queued_fair_share

@@ -572,6 +572,7 @@ class Engine:
         plan = self._plans[name]
         job = self._writer.scheduler.job_view(live.running) if live.running is not None else None
         session = self._writer.recorder.sessions.get(live.active_session or "")
+        clocks = self._writer.scheduler.session_view(live.active_session) if live.active_session is not None else None
         return DeviceView(
             device=name,
             settings=plan.settings,
@@ -585,6 +586,8 @@ class Engine:
             running_since=live.running_since,
             active_session=live.active_session,
             active_user=session.user if session is not None else None,
+            active_session_idle_due=clocks.idle_due if clocks is not None else None,
+            active_session_expires_at=clocks.expires_at if clocks is not None else None,
             held=live.held_since is not None,
             reservation=live.reservation,
             queued_calibration=live.queued_calibration,

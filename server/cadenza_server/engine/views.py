@@ -64,6 +64,9 @@ class DeviceView:
     running_since: int | None
     active_session: str | None
     active_user: str | None
+    active_session_idle_due: int | None
+    """When it lets go of the device if no job of it comes; None: its idle clock does not run."""
+    active_session_expires_at: int | None
     held: bool
     """Nothing runs, and the active session keeps it so."""
     reservation: str | None

@@ -211,6 +211,8 @@ class Device(_message.Message):
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
     PROPERTIES_FIELD_NUMBER: _builtins.int
     ESTIMATE_ERROR_FIELD_NUMBER: _builtins.int
+    ACTIVE_SESSION_IDLE_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    ACTIVE_SESSION_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The device's name: 1 to 64 characters of letters, digits and `. _ -`."""
     description: _builtins.str
@@ -285,6 +287,16 @@ class Device(_message.Message):
     def estimate_error(self) -> Global___EstimateError:
         """How well the estimates of its latest runs met their lengths; absent before the first."""
 
+    @_builtins.property
+    def active_session_idle_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the active session lets go of the device if no job of it comes; absent if there is none, or its idle clock does
+        not run (it has jobs, it drains, or a calibration runs).
+        """
+
+    @_builtins.property
+    def active_session_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the active session expires at the latest; absent if there is none."""
+
     def __init__(
         self,
         *,
@@ -315,10 +327,12 @@ class Device(_message.Message):
         reservation_id: _builtins.str = ...,
         properties: Global___DeviceProperties | None = ...,
         estimate_error: Global___EstimateError | None = ...,
+        active_session_idle_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        active_session_expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["calibrate_time", b"calibrate_time", "estimate_error", b"estimate_error", "next_calibration_time", b"next_calibration_time", "properties", b"properties", "queue_counts", b"queue_counts", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active_session_expire_time", b"active_session_expire_time", "active_session_idle_expire_time", b"active_session_idle_expire_time", "calibrate_time", b"calibrate_time", "estimate_error", b"estimate_error", "next_calibration_time", b"next_calibration_time", "properties", b"properties", "queue_counts", b"queue_counts", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "active_session_id", b"active_session_id", "active_user", b"active_user", "basis_gates", b"basis_gates", "calibrate_time", b"calibrate_time", "coupling_map", b"coupling_map", "default_precision", b"default_precision", "default_shots", b"default_shots", "default_transpile_level", b"default_transpile_level", "description", b"description", "detail", b"detail", "epoch", b"epoch", "estimate_error", b"estimate_error", "kind", b"kind", "methods", b"methods", "name", b"name", "next_calibration_time", b"next_calibration_time", "noisy", b"noisy", "num_qubits", b"num_qubits", "properties", b"properties", "queue_counts", b"queue_counts", "reservation_id", b"reservation_id", "running_job_id", b"running_job_id", "running_user", b"running_user", "settings", b"settings", "simulator", b"simulator", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "active_session_expire_time", b"active_session_expire_time", "active_session_id", b"active_session_id", "active_session_idle_expire_time", b"active_session_idle_expire_time", "active_user", b"active_user", "basis_gates", b"basis_gates", "calibrate_time", b"calibrate_time", "coupling_map", b"coupling_map", "default_precision", b"default_precision", "default_shots", b"default_shots", "default_transpile_level", b"default_transpile_level", "description", b"description", "detail", b"detail", "epoch", b"epoch", "estimate_error", b"estimate_error", "kind", b"kind", "methods", b"methods", "name", b"name", "next_calibration_time", b"next_calibration_time", "noisy", b"noisy", "num_qubits", b"num_qubits", "properties", b"properties", "queue_counts", b"queue_counts", "reservation_id", b"reservation_id", "running_job_id", b"running_job_id", "running_user", b"running_user", "settings", b"settings", "simulator", b"simulator", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
