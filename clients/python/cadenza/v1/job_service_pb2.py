@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from cadenza.v1 import errors_pb2 as cadenza_dot_v1_dot_errors__pb2
 from cadenza.v1 import event_pb2 as cadenza_dot_v1_dot_event__pb2
 from cadenza.v1 import job_pb2 as cadenza_dot_v1_dot_job__pb2
 from cadenza.v1 import program_pb2 as cadenza_dot_v1_dot_program__pb2
@@ -29,7 +30,7 @@ from cadenza.v1 import result_pb2 as cadenza_dot_v1_dot_result__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63\x61\x64\x65nza/v1/job_service.proto\x12\ncadenza.v1\x1a\x16\x63\x61\x64\x65nza/v1/event.proto\x1a\x14\x63\x61\x64\x65nza/v1/job.proto\x1a\x18\x63\x61\x64\x65nza/v1/program.proto\x1a\x17\x63\x61\x64\x65nza/v1/result.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"H\n\x10SubmitJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12 \n\x03job\x18\x02 \x01(\x0b\x32\x13.cadenza.v1.JobSpec\"1\n\x11SubmitJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.cadenza.v1.Job\"J\n\x11SubmitJobsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12!\n\x04jobs\x18\x02 \x03(\x0b\x32\x13.cadenza.v1.JobSpec\"<\n\x12SubmitJobsResponse\x12&\n\x04jobs\x18\x01 \x03(\x0b\x32\x18.cadenza.v1.SubmittedJob\"+\n\x0cSubmittedJob\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\".\n\x0eGetJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.cadenza.v1.Job\"\x80\x03\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12$\n\x06states\x18\x03 \x03(\x0e\x32\x14.cadenza.v1.JobState\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\x0c\n\x04tags\x18\x07 \x03(\t\x12\'\n\tjob_class\x18\x08 \x01(\x0e\x32\x14.cadenza.v1.JobClass\x12-\n\x0cprogram_kind\x18\t \x01(\x0e\x32\x17.cadenza.v1.ProgramKind\x12\x30\n\x0c\x63reated_from\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04skip\x18\x0c \x01(\x05\x12\x14\n\x0coldest_first\x18\r \x01(\x08\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.cadenza.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"P\n\x18UpdateJobPriorityRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\"9\n\x19UpdateJobPriorityResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.cadenza.v1.Job\"6\n\x10\x43\x61ncelJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\"1\n\x11\x43\x61ncelJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.cadenza.v1.Job\"f\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x19\n\x0cresume_after\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0finclude_results\x18\x03 \x01(\x08\x42\x0f\n\r_resume_after\"4\n\x10WatchJobResponse\x12 \n\x05\x65vent\x18\x01 \x01(\x0b\x32\x11.cadenza.v1.Event\"%\n\x13GetJobResultRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"=\n\x14GetJobResultResponse\x12%\n\x06result\x18\x01 \x01(\x0b\x32\x15.cadenza.v1.JobResult\"8\n\x16StreamJobResultRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"L\n\x17StreamJobResultResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\"&\n\x14GetJobPayloadRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"=\n\x15GetJobPayloadResponse\x12$\n\x07program\x18\x01 \x01(\x0b\x32\x13.cadenza.v1.Program\"M\n\x14ListJobEventsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x15ListJobEventsResponse\x12!\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.cadenza.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8a\x02\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\x30\n\x0cstarted_from\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0estarted_before\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x08outcomes\x18\t \x03(\x0e\x32\x16.cadenza.v1.RunOutcome\"J\n\x10ListRunsResponse\x12\x1d\n\x04runs\x18\x01 \x03(\x0b\x32\x0f.cadenza.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xc4\x07\n\nJobService\x12H\n\tSubmitJob\x12\x1c.cadenza.v1.SubmitJobRequest\x1a\x1d.cadenza.v1.SubmitJobResponse\x12K\n\nSubmitJobs\x12\x1d.cadenza.v1.SubmitJobsRequest\x1a\x1e.cadenza.v1.SubmitJobsResponse\x12?\n\x06GetJob\x12\x19.cadenza.v1.GetJobRequest\x1a\x1a.cadenza.v1.GetJobResponse\x12\x45\n\x08ListJobs\x12\x1b.cadenza.v1.ListJobsRequest\x1a\x1c.cadenza.v1.ListJobsResponse\x12`\n\x11UpdateJobPriority\x12$.cadenza.v1.UpdateJobPriorityRequest\x1a%.cadenza.v1.UpdateJobPriorityResponse\x12H\n\tCancelJob\x12\x1c.cadenza.v1.CancelJobRequest\x1a\x1d.cadenza.v1.CancelJobResponse\x12G\n\x08WatchJob\x12\x1b.cadenza.v1.WatchJobRequest\x1a\x1c.cadenza.v1.WatchJobResponse0\x01\x12Q\n\x0cGetJobResult\x12\x1f.cadenza.v1.GetJobResultRequest\x1a .cadenza.v1.GetJobResultResponse\x12\\\n\x0fStreamJobResult\x12\".cadenza.v1.StreamJobResultRequest\x1a#.cadenza.v1.StreamJobResultResponse0\x01\x12T\n\rGetJobPayload\x12 .cadenza.v1.GetJobPayloadRequest\x1a!.cadenza.v1.GetJobPayloadResponse\x12T\n\rListJobEvents\x12 .cadenza.v1.ListJobEventsRequest\x1a!.cadenza.v1.ListJobEventsResponse\x12\x45\n\x08ListRuns\x12\x1b.cadenza.v1.ListRunsRequest\x1a\x1c.cadenza.v1.ListRunsResponseB$\n\ncadenza.v1P\x01Z\x14\x63\x61\x64\x65nza/v1;cadenzav1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63\x61\x64\x65nza/v1/job_service.proto\x12\ncadenza.v1\x1a\x17\x63\x61\x64\x65nza/v1/errors.proto\x1a\x16\x63\x61\x64\x65nza/v1/event.proto\x1a\x14\x63\x61\x64\x65nza/v1/job.proto\x1a\x18\x63\x61\x64\x65nza/v1/program.proto\x1a\x17\x63\x61\x64\x65nza/v1/result.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"H\n\x10SubmitJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12 \n\x03job\x18\x02 \x01(\x0b\x32\x13.cadenza.v1.JobSpec\"1\n\x11SubmitJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.cadenza.v1.Job\"N\n\x16SubmitJobStreamRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12 \n\x03job\x18\x02 \x01(\x0b\x32\x13.cadenza.v1.JobSpec\"\x80\x01\n\x17SubmitJobStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x1e\n\x03job\x18\x02 \x01(\x0b\x32\x0f.cadenza.v1.JobH\x00\x12&\n\x07refusal\x18\x03 \x01(\x0b\x32\x13.cadenza.v1.RefusalH\x00\x42\t\n\x07outcome\"J\n\x11SubmitJobsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12!\n\x04jobs\x18\x02 \x03(\x0b\x32\x13.cadenza.v1.JobSpec\"<\n\x12SubmitJobsResponse\x12&\n\x04jobs\x18\x01 \x03(\x0b\x32\x18.cadenza.v1.SubmittedJob\"+\n\x0cSubmittedJob\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\".\n\x0eGetJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.cadenza.v1.Job\"\x80\x03\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12$\n\x06states\x18\x03 \x03(\x0e\x32\x14.cadenza.v1.JobState\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\x0c\n\x04tags\x18\x07 \x03(\t\x12\'\n\tjob_class\x18\x08 \x01(\x0e\x32\x14.cadenza.v1.JobClass\x12-\n\x0cprogram_kind\x18\t \x01(\x0e\x32\x17.cadenza.v1.ProgramKind\x12\x30\n\x0c\x63reated_from\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04skip\x18\x0c \x01(\x05\x12\x14\n\x0coldest_first\x18\r \x01(\x08\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.cadenza.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"P\n\x18UpdateJobPriorityRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\"9\n\x19UpdateJobPriorityResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.cadenza.v1.Job\"6\n\x10\x43\x61ncelJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\"1\n\x11\x43\x61ncelJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.cadenza.v1.Job\"f\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x19\n\x0cresume_after\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0finclude_results\x18\x03 \x01(\x08\x42\x0f\n\r_resume_after\"4\n\x10WatchJobResponse\x12 \n\x05\x65vent\x18\x01 \x01(\x0b\x32\x11.cadenza.v1.Event\"%\n\x13GetJobResultRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"=\n\x14GetJobResultResponse\x12%\n\x06result\x18\x01 \x01(\x0b\x32\x15.cadenza.v1.JobResult\"8\n\x16StreamJobResultRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"L\n\x17StreamJobResultResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x03\"&\n\x14GetJobPayloadRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"=\n\x15GetJobPayloadResponse\x12$\n\x07program\x18\x01 \x01(\x0b\x32\x13.cadenza.v1.Program\"M\n\x14ListJobEventsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x15ListJobEventsResponse\x12!\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.cadenza.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8a\x02\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\x30\n\x0cstarted_from\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0estarted_before\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x08outcomes\x18\t \x03(\x0e\x32\x16.cadenza.v1.RunOutcome\"J\n\x10ListRunsResponse\x12\x1d\n\x04runs\x18\x01 \x03(\x0b\x32\x0f.cadenza.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xa4\x08\n\nJobService\x12H\n\tSubmitJob\x12\x1c.cadenza.v1.SubmitJobRequest\x1a\x1d.cadenza.v1.SubmitJobResponse\x12K\n\nSubmitJobs\x12\x1d.cadenza.v1.SubmitJobsRequest\x1a\x1e.cadenza.v1.SubmitJobsResponse\x12^\n\x0fSubmitJobStream\x12\".cadenza.v1.SubmitJobStreamRequest\x1a#.cadenza.v1.SubmitJobStreamResponse(\x01\x30\x01\x12?\n\x06GetJob\x12\x19.cadenza.v1.GetJobRequest\x1a\x1a.cadenza.v1.GetJobResponse\x12\x45\n\x08ListJobs\x12\x1b.cadenza.v1.ListJobsRequest\x1a\x1c.cadenza.v1.ListJobsResponse\x12`\n\x11UpdateJobPriority\x12$.cadenza.v1.UpdateJobPriorityRequest\x1a%.cadenza.v1.UpdateJobPriorityResponse\x12H\n\tCancelJob\x12\x1c.cadenza.v1.CancelJobRequest\x1a\x1d.cadenza.v1.CancelJobResponse\x12G\n\x08WatchJob\x12\x1b.cadenza.v1.WatchJobRequest\x1a\x1c.cadenza.v1.WatchJobResponse0\x01\x12Q\n\x0cGetJobResult\x12\x1f.cadenza.v1.GetJobResultRequest\x1a .cadenza.v1.GetJobResultResponse\x12\\\n\x0fStreamJobResult\x12\".cadenza.v1.StreamJobResultRequest\x1a#.cadenza.v1.StreamJobResultResponse0\x01\x12T\n\rGetJobPayload\x12 .cadenza.v1.GetJobPayloadRequest\x1a!.cadenza.v1.GetJobPayloadResponse\x12T\n\rListJobEvents\x12 .cadenza.v1.ListJobEventsRequest\x1a!.cadenza.v1.ListJobEventsResponse\x12\x45\n\x08ListRuns\x12\x1b.cadenza.v1.ListRunsRequest\x1a\x1c.cadenza.v1.ListRunsResponseB$\n\ncadenza.v1P\x01Z\x14\x63\x61\x64\x65nza/v1;cadenzav1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,56 +38,60 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cadenza.v1.job_service_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\ncadenza.v1P\001Z\024cadenza/v1;cadenzav1'
-  _globals['_SUBMITJOBREQUEST']._serialized_start=174
-  _globals['_SUBMITJOBREQUEST']._serialized_end=246
-  _globals['_SUBMITJOBRESPONSE']._serialized_start=248
-  _globals['_SUBMITJOBRESPONSE']._serialized_end=297
-  _globals['_SUBMITJOBSREQUEST']._serialized_start=299
-  _globals['_SUBMITJOBSREQUEST']._serialized_end=373
-  _globals['_SUBMITJOBSRESPONSE']._serialized_start=375
-  _globals['_SUBMITJOBSRESPONSE']._serialized_end=435
-  _globals['_SUBMITTEDJOB']._serialized_start=437
-  _globals['_SUBMITTEDJOB']._serialized_end=480
-  _globals['_GETJOBREQUEST']._serialized_start=482
-  _globals['_GETJOBREQUEST']._serialized_end=513
-  _globals['_GETJOBRESPONSE']._serialized_start=515
-  _globals['_GETJOBRESPONSE']._serialized_end=561
-  _globals['_LISTJOBSREQUEST']._serialized_start=564
-  _globals['_LISTJOBSREQUEST']._serialized_end=948
-  _globals['_LISTJOBSRESPONSE']._serialized_start=950
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1024
-  _globals['_UPDATEJOBPRIORITYREQUEST']._serialized_start=1026
-  _globals['_UPDATEJOBPRIORITYREQUEST']._serialized_end=1106
-  _globals['_UPDATEJOBPRIORITYRESPONSE']._serialized_start=1108
-  _globals['_UPDATEJOBPRIORITYRESPONSE']._serialized_end=1165
-  _globals['_CANCELJOBREQUEST']._serialized_start=1167
-  _globals['_CANCELJOBREQUEST']._serialized_end=1221
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1223
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1272
-  _globals['_WATCHJOBREQUEST']._serialized_start=1274
-  _globals['_WATCHJOBREQUEST']._serialized_end=1376
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1378
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1430
-  _globals['_GETJOBRESULTREQUEST']._serialized_start=1432
-  _globals['_GETJOBRESULTREQUEST']._serialized_end=1469
-  _globals['_GETJOBRESULTRESPONSE']._serialized_start=1471
-  _globals['_GETJOBRESULTRESPONSE']._serialized_end=1532
-  _globals['_STREAMJOBRESULTREQUEST']._serialized_start=1534
-  _globals['_STREAMJOBRESULTREQUEST']._serialized_end=1590
-  _globals['_STREAMJOBRESULTRESPONSE']._serialized_start=1592
-  _globals['_STREAMJOBRESULTRESPONSE']._serialized_end=1668
-  _globals['_GETJOBPAYLOADREQUEST']._serialized_start=1670
-  _globals['_GETJOBPAYLOADREQUEST']._serialized_end=1708
-  _globals['_GETJOBPAYLOADRESPONSE']._serialized_start=1710
-  _globals['_GETJOBPAYLOADRESPONSE']._serialized_end=1771
-  _globals['_LISTJOBEVENTSREQUEST']._serialized_start=1773
-  _globals['_LISTJOBEVENTSREQUEST']._serialized_end=1850
-  _globals['_LISTJOBEVENTSRESPONSE']._serialized_start=1852
-  _globals['_LISTJOBEVENTSRESPONSE']._serialized_end=1935
-  _globals['_LISTRUNSREQUEST']._serialized_start=1938
-  _globals['_LISTRUNSREQUEST']._serialized_end=2204
-  _globals['_LISTRUNSRESPONSE']._serialized_start=2206
-  _globals['_LISTRUNSRESPONSE']._serialized_end=2280
-  _globals['_JOBSERVICE']._serialized_start=2283
-  _globals['_JOBSERVICE']._serialized_end=3247
+  _globals['_SUBMITJOBREQUEST']._serialized_start=199
+  _globals['_SUBMITJOBREQUEST']._serialized_end=271
+  _globals['_SUBMITJOBRESPONSE']._serialized_start=273
+  _globals['_SUBMITJOBRESPONSE']._serialized_end=322
+  _globals['_SUBMITJOBSTREAMREQUEST']._serialized_start=324
+  _globals['_SUBMITJOBSTREAMREQUEST']._serialized_end=402
+  _globals['_SUBMITJOBSTREAMRESPONSE']._serialized_start=405
+  _globals['_SUBMITJOBSTREAMRESPONSE']._serialized_end=533
+  _globals['_SUBMITJOBSREQUEST']._serialized_start=535
+  _globals['_SUBMITJOBSREQUEST']._serialized_end=609
+  _globals['_SUBMITJOBSRESPONSE']._serialized_start=611
+  _globals['_SUBMITJOBSRESPONSE']._serialized_end=671
+  _globals['_SUBMITTEDJOB']._serialized_start=673
+  _globals['_SUBMITTEDJOB']._serialized_end=716
+  _globals['_GETJOBREQUEST']._serialized_start=718
+  _globals['_GETJOBREQUEST']._serialized_end=749
+  _globals['_GETJOBRESPONSE']._serialized_start=751
+  _globals['_GETJOBRESPONSE']._serialized_end=797
+  _globals['_LISTJOBSREQUEST']._serialized_start=800
+  _globals['_LISTJOBSREQUEST']._serialized_end=1184
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1186
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1260
+  _globals['_UPDATEJOBPRIORITYREQUEST']._serialized_start=1262
+  _globals['_UPDATEJOBPRIORITYREQUEST']._serialized_end=1342
+  _globals['_UPDATEJOBPRIORITYRESPONSE']._serialized_start=1344
+  _globals['_UPDATEJOBPRIORITYRESPONSE']._serialized_end=1401
+  _globals['_CANCELJOBREQUEST']._serialized_start=1403
+  _globals['_CANCELJOBREQUEST']._serialized_end=1457
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1459
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1508
+  _globals['_WATCHJOBREQUEST']._serialized_start=1510
+  _globals['_WATCHJOBREQUEST']._serialized_end=1612
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1614
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1666
+  _globals['_GETJOBRESULTREQUEST']._serialized_start=1668
+  _globals['_GETJOBRESULTREQUEST']._serialized_end=1705
+  _globals['_GETJOBRESULTRESPONSE']._serialized_start=1707
+  _globals['_GETJOBRESULTRESPONSE']._serialized_end=1768
+  _globals['_STREAMJOBRESULTREQUEST']._serialized_start=1770
+  _globals['_STREAMJOBRESULTREQUEST']._serialized_end=1826
+  _globals['_STREAMJOBRESULTRESPONSE']._serialized_start=1828
+  _globals['_STREAMJOBRESULTRESPONSE']._serialized_end=1904
+  _globals['_GETJOBPAYLOADREQUEST']._serialized_start=1906
+  _globals['_GETJOBPAYLOADREQUEST']._serialized_end=1944
+  _globals['_GETJOBPAYLOADRESPONSE']._serialized_start=1946
+  _globals['_GETJOBPAYLOADRESPONSE']._serialized_end=2007
+  _globals['_LISTJOBEVENTSREQUEST']._serialized_start=2009
+  _globals['_LISTJOBEVENTSREQUEST']._serialized_end=2086
+  _globals['_LISTJOBEVENTSRESPONSE']._serialized_start=2088
+  _globals['_LISTJOBEVENTSRESPONSE']._serialized_end=2171
+  _globals['_LISTRUNSREQUEST']._serialized_start=2174
+  _globals['_LISTRUNSREQUEST']._serialized_end=2440
+  _globals['_LISTRUNSRESPONSE']._serialized_start=2442
+  _globals['_LISTRUNSRESPONSE']._serialized_end=2516
+  _globals['_JOBSERVICE']._serialized_start=2519
+  _globals['_JOBSERVICE']._serialized_end=3579
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from cadenza.v1 import errors_pb2 as _errors_pb2
 from cadenza.v1 import event_pb2 as _event_pb2
 from cadenza.v1 import job_pb2 as _job_pb2
 from cadenza.v1 import program_pb2 as _program_pb2
@@ -76,6 +77,70 @@ class SubmitJobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubmitJobResponse: _TypeAlias = SubmitJobResponse  # noqa: Y015
+
+@_typing.final
+class SubmitJobStreamRequest(_message.Message):
+    """Asks to submit one job; the fields of `SubmitJobRequest`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """As in `SubmitJobRequest`, and as good for a repetition with `SubmitJob`."""
+    @_builtins.property
+    def job(self) -> _job_pb2.JobSpec:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        job: _job_pb2.JobSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitJobStreamRequest: _TypeAlias = SubmitJobStreamRequest  # noqa: Y015
+
+@_typing.final
+class SubmitJobStreamResponse(_message.Message):
+    """What became of one job that was asked to be submitted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Of the request that this answers."""
+    @_builtins.property
+    def job(self) -> _job_pb2.Job:
+        """The job as it was accepted; it is on disk and queued."""
+
+    @_builtins.property
+    def refusal(self) -> _errors_pb2.Refusal:
+        """Why it was refused; nothing is queued."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        job: _job_pb2.Job | None = ...,
+        refusal: _errors_pb2.Refusal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "outcome", b"outcome", "refusal", b"refusal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "outcome", b"outcome", "refusal", b"refusal", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["job", "refusal"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___SubmitJobStreamResponse: _TypeAlias = SubmitJobStreamResponse  # noqa: Y015
 
 @_typing.final
 class SubmitJobsRequest(_message.Message):

@@ -57,6 +57,11 @@ class JobServiceStub(object):
                 request_serializer=cadenza_dot_v1_dot_job__service__pb2.SubmitJobsRequest.SerializeToString,
                 response_deserializer=cadenza_dot_v1_dot_job__service__pb2.SubmitJobsResponse.FromString,
                 _registered_method=True)
+        self.SubmitJobStream = channel.stream_stream(
+                '/cadenza.v1.JobService/SubmitJobStream',
+                request_serializer=cadenza_dot_v1_dot_job__service__pb2.SubmitJobStreamRequest.SerializeToString,
+                response_deserializer=cadenza_dot_v1_dot_job__service__pb2.SubmitJobStreamResponse.FromString,
+                _registered_method=True)
         self.GetJob = channel.unary_unary(
                 '/cadenza.v1.JobService/GetJob',
                 request_serializer=cadenza_dot_v1_dot_job__service__pb2.GetJobRequest.SerializeToString,
@@ -145,6 +150,24 @@ class JobServiceServicer(object):
         DEVICE_MISMATCH, PATH_CONFLICT, REQUEST_ID_REUSED), PERMISSION_DENIED (SESSION_OF_OTHER_USER, NOT_OPERATOR),
         NOT_FOUND (UNKNOWN_DEVICE, UNKNOWN_SESSION, UNKNOWN_CIRCUIT), ALREADY_EXISTS (NAME_TAKEN), FAILED_PRECONDITION
         (SESSION_NOT_ACCEPTING), RESOURCE_EXHAUSTED (QUOTA_USER_JOBS, QUOTA_SERVER_JOBS, QUOTA_JOB_SIZE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitJobStream(self, request_iterator, context):
+        """Submits jobs one after the other over one stream: each message is answered as `SubmitJob` would answer it, in
+        order, and a refusal of one job does not end the stream. It saves what setting up a call costs, for a program that
+        submits a job, waits for it, and submits the next. Whoever calls is asked for once, when the stream begins. A message
+        that is not one of this RPC, or too large, ends the stream; so does a server that stops, with OK: a job whose answer
+        did not come is submitted again with `SubmitJob` and the same `request_id`. The codes are those of an answer's
+        `refusal`.
+
+        Codes: INVALID_ARGUMENT (INVALID_FIELD, INVALID_CIRCUIT, UNSUPPORTED_QPY_VERSION,
+        TOO_MANY_QUBITS, INVALID_TENSOR, DEVICE_MISMATCH, PATH_CONFLICT, REQUEST_ID_REUSED), PERMISSION_DENIED
+        (SESSION_OF_OTHER_USER, NOT_OPERATOR), NOT_FOUND (UNKNOWN_DEVICE, UNKNOWN_SESSION, UNKNOWN_CIRCUIT), ALREADY_EXISTS
+        (NAME_TAKEN), FAILED_PRECONDITION (SESSION_NOT_ACCEPTING), RESOURCE_EXHAUSTED (QUOTA_USER_JOBS, QUOTA_SERVER_JOBS,
+        QUOTA_JOB_SIZE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -265,6 +288,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     request_deserializer=cadenza_dot_v1_dot_job__service__pb2.SubmitJobsRequest.FromString,
                     response_serializer=cadenza_dot_v1_dot_job__service__pb2.SubmitJobsResponse.SerializeToString,
             ),
+            'SubmitJobStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.SubmitJobStream,
+                    request_deserializer=cadenza_dot_v1_dot_job__service__pb2.SubmitJobStreamRequest.FromString,
+                    response_serializer=cadenza_dot_v1_dot_job__service__pb2.SubmitJobStreamResponse.SerializeToString,
+            ),
             'GetJob': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJob,
                     request_deserializer=cadenza_dot_v1_dot_job__service__pb2.GetJobRequest.FromString,
@@ -383,6 +411,33 @@ class JobService(object):
             '/cadenza.v1.JobService/SubmitJobs',
             cadenza_dot_v1_dot_job__service__pb2.SubmitJobsRequest.SerializeToString,
             cadenza_dot_v1_dot_job__service__pb2.SubmitJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitJobStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/cadenza.v1.JobService/SubmitJobStream',
+            cadenza_dot_v1_dot_job__service__pb2.SubmitJobStreamRequest.SerializeToString,
+            cadenza_dot_v1_dot_job__service__pb2.SubmitJobStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -63,6 +63,20 @@ class JobServiceStub:
     NOT_FOUND (UNKNOWN_DEVICE, UNKNOWN_SESSION, UNKNOWN_CIRCUIT), ALREADY_EXISTS (NAME_TAKEN), FAILED_PRECONDITION
     (SESSION_NOT_ACCEPTING), RESOURCE_EXHAUSTED (QUOTA_USER_JOBS, QUOTA_SERVER_JOBS, QUOTA_JOB_SIZE).
     """
+    SubmitJobStream: _grpc.StreamStreamMultiCallable[_job_service_pb2.SubmitJobStreamRequest, _job_service_pb2.SubmitJobStreamResponse]
+    """Submits jobs one after the other over one stream: each message is answered as `SubmitJob` would answer it, in
+    order, and a refusal of one job does not end the stream. It saves what setting up a call costs, for a program that
+    submits a job, waits for it, and submits the next. Whoever calls is asked for once, when the stream begins. A message
+    that is not one of this RPC, or too large, ends the stream; so does a server that stops, with OK: a job whose answer
+    did not come is submitted again with `SubmitJob` and the same `request_id`. The codes are those of an answer's
+    `refusal`.
+
+    Codes: INVALID_ARGUMENT (INVALID_FIELD, INVALID_CIRCUIT, UNSUPPORTED_QPY_VERSION,
+    TOO_MANY_QUBITS, INVALID_TENSOR, DEVICE_MISMATCH, PATH_CONFLICT, REQUEST_ID_REUSED), PERMISSION_DENIED
+    (SESSION_OF_OTHER_USER, NOT_OPERATOR), NOT_FOUND (UNKNOWN_DEVICE, UNKNOWN_SESSION, UNKNOWN_CIRCUIT), ALREADY_EXISTS
+    (NAME_TAKEN), FAILED_PRECONDITION (SESSION_NOT_ACCEPTING), RESOURCE_EXHAUSTED (QUOTA_USER_JOBS, QUOTA_SERVER_JOBS,
+    QUOTA_JOB_SIZE).
+    """
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]
     """Returns a job as it is now.
 
@@ -160,6 +174,20 @@ class JobServiceAsyncStub(JobServiceStub):
     DEVICE_MISMATCH, PATH_CONFLICT, REQUEST_ID_REUSED), PERMISSION_DENIED (SESSION_OF_OTHER_USER, NOT_OPERATOR),
     NOT_FOUND (UNKNOWN_DEVICE, UNKNOWN_SESSION, UNKNOWN_CIRCUIT), ALREADY_EXISTS (NAME_TAKEN), FAILED_PRECONDITION
     (SESSION_NOT_ACCEPTING), RESOURCE_EXHAUSTED (QUOTA_USER_JOBS, QUOTA_SERVER_JOBS, QUOTA_JOB_SIZE).
+    """
+    SubmitJobStream: _aio.StreamStreamMultiCallable[_job_service_pb2.SubmitJobStreamRequest, _job_service_pb2.SubmitJobStreamResponse]  # type: ignore[assignment]
+    """Submits jobs one after the other over one stream: each message is answered as `SubmitJob` would answer it, in
+    order, and a refusal of one job does not end the stream. It saves what setting up a call costs, for a program that
+    submits a job, waits for it, and submits the next. Whoever calls is asked for once, when the stream begins. A message
+    that is not one of this RPC, or too large, ends the stream; so does a server that stops, with OK: a job whose answer
+    did not come is submitted again with `SubmitJob` and the same `request_id`. The codes are those of an answer's
+    `refusal`.
+
+    Codes: INVALID_ARGUMENT (INVALID_FIELD, INVALID_CIRCUIT, UNSUPPORTED_QPY_VERSION,
+    TOO_MANY_QUBITS, INVALID_TENSOR, DEVICE_MISMATCH, PATH_CONFLICT, REQUEST_ID_REUSED), PERMISSION_DENIED
+    (SESSION_OF_OTHER_USER, NOT_OPERATOR), NOT_FOUND (UNKNOWN_DEVICE, UNKNOWN_SESSION, UNKNOWN_CIRCUIT), ALREADY_EXISTS
+    (NAME_TAKEN), FAILED_PRECONDITION (SESSION_NOT_ACCEPTING), RESOURCE_EXHAUSTED (QUOTA_USER_JOBS, QUOTA_SERVER_JOBS,
+    QUOTA_JOB_SIZE).
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]  # type: ignore[assignment]
     """Returns a job as it is now.
@@ -267,6 +295,26 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         DEVICE_MISMATCH, PATH_CONFLICT, REQUEST_ID_REUSED), PERMISSION_DENIED (SESSION_OF_OTHER_USER, NOT_OPERATOR),
         NOT_FOUND (UNKNOWN_DEVICE, UNKNOWN_SESSION, UNKNOWN_CIRCUIT), ALREADY_EXISTS (NAME_TAKEN), FAILED_PRECONDITION
         (SESSION_NOT_ACCEPTING), RESOURCE_EXHAUSTED (QUOTA_USER_JOBS, QUOTA_SERVER_JOBS, QUOTA_JOB_SIZE).
+        """
+
+    @_abc_1.abstractmethod
+    def SubmitJobStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_job_service_pb2.SubmitJobStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_service_pb2.SubmitJobStreamResponse], _abc.AsyncIterator[_job_service_pb2.SubmitJobStreamResponse]]:
+        """Submits jobs one after the other over one stream: each message is answered as `SubmitJob` would answer it, in
+        order, and a refusal of one job does not end the stream. It saves what setting up a call costs, for a program that
+        submits a job, waits for it, and submits the next. Whoever calls is asked for once, when the stream begins. A message
+        that is not one of this RPC, or too large, ends the stream; so does a server that stops, with OK: a job whose answer
+        did not come is submitted again with `SubmitJob` and the same `request_id`. The codes are those of an answer's
+        `refusal`.
+
+        Codes: INVALID_ARGUMENT (INVALID_FIELD, INVALID_CIRCUIT, UNSUPPORTED_QPY_VERSION,
+        TOO_MANY_QUBITS, INVALID_TENSOR, DEVICE_MISMATCH, PATH_CONFLICT, REQUEST_ID_REUSED), PERMISSION_DENIED
+        (SESSION_OF_OTHER_USER, NOT_OPERATOR), NOT_FOUND (UNKNOWN_DEVICE, UNKNOWN_SESSION, UNKNOWN_CIRCUIT), ALREADY_EXISTS
+        (NAME_TAKEN), FAILED_PRECONDITION (SESSION_NOT_ACCEPTING), RESOURCE_EXHAUSTED (QUOTA_USER_JOBS, QUOTA_SERVER_JOBS,
+        QUOTA_JOB_SIZE).
         """
 
     @_abc_1.abstractmethod
