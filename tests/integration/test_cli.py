@@ -261,6 +261,9 @@ def test_the_queue_shows_who_has_it_and_who_waits_and_jobs_are_reordered_and_can
         waiting = {each["path"]: each["queued_job_count"] for each in queue["shares"]}
         assert waiting[user] == "2"
         assert queue["device"]["queue_counts"]["fair_share"] == "2"
+        assert queue["device"]["running_job_class"] == "JOB_CLASS_FAIR_SHARE"
+        started = one(run("job", running, "--json", user=user))["job"]["start_time"]
+        assert queue["device"]["running_start_time"] == started
         assert f"{running} of {user}" in good(run("queue"))
         assert facts(good(run("devices", "sim")))["runs now"] == f"{running} of {user}"
 

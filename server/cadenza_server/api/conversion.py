@@ -276,6 +276,10 @@ def fill_device(message: device_pb2.Device, view: DeviceView, *, with_properties
         message.next_calibration_time.FromNanoseconds(view.next_calibration_time)
     message.running_job_id = view.running_job or ""
     message.running_user = view.running_user or ""
+    if view.running_class is not None:
+        message.running_job_class = JOB_CLASSES[view.running_class]
+    if view.running_since is not None:
+        message.running_start_time.FromNanoseconds(view.running_since)
     message.active_session_id = view.active_session or ""
     message.active_user = view.active_user or ""
     if view.active_session_idle_due is not None:

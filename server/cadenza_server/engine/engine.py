@@ -583,6 +583,7 @@ class Engine:
             next_calibration_time=live.next_calibration,
             running_job=live.running,
             running_user=(job.user or None) if job is not None else None,
+            running_class=job.job_class if job is not None else None,
             running_since=live.running_since,
             active_session=live.active_session,
             active_user=session.user if session is not None else None,

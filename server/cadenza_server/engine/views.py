@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from cadenza_server.model.settings import DeviceSettings
 from cadenza_server.model.value import value
+from cadenza_server.model.words import JobClass
 from cadenza_server.store.views import ProgramKind
 
 
@@ -61,6 +62,7 @@ class DeviceView:
     next_calibration_time: int | None
     running_job: str | None
     running_user: str | None
+    running_class: JobClass | None
     running_since: int | None
     active_session: str | None
     active_user: str | None

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from cadenza.v1 import job_pb2 as _job_pb2
 from cadenza.v1 import session_pb2 as _session_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -213,6 +214,8 @@ class Device(_message.Message):
     ESTIMATE_ERROR_FIELD_NUMBER: _builtins.int
     ACTIVE_SESSION_IDLE_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     ACTIVE_SESSION_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    RUNNING_JOB_CLASS_FIELD_NUMBER: _builtins.int
+    RUNNING_START_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The device's name: 1 to 64 characters of letters, digits and `. _ -`."""
     description: _builtins.str
@@ -249,6 +252,8 @@ class Device(_message.Message):
     """Its owner; empty if none."""
     reservation_id: _builtins.str
     """The reservation whose window is now; empty if none."""
+    running_job_class: _job_pb2.JobClass.ValueType
+    """The class of the job that runs now, as it started; JOB_CLASS_UNSPECIFIED if none."""
     @_builtins.property
     def basis_gates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of the gates and other instructions that it executes as they are, by Qiskit's names (`cx`, `rz`,
@@ -297,6 +302,10 @@ class Device(_message.Message):
     def active_session_expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the active session expires at the latest; absent if there is none."""
 
+    @_builtins.property
+    def running_start_time(self) -> _timestamp_pb2.Timestamp:
+        """When the run of the job that runs now started; absent if none."""
+
     def __init__(
         self,
         *,
@@ -329,10 +338,12 @@ class Device(_message.Message):
         estimate_error: Global___EstimateError | None = ...,
         active_session_idle_expire_time: _timestamp_pb2.Timestamp | None = ...,
         active_session_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        running_job_class: _job_pb2.JobClass.ValueType = ...,
+        running_start_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["active_session_expire_time", b"active_session_expire_time", "active_session_idle_expire_time", b"active_session_idle_expire_time", "calibrate_time", b"calibrate_time", "estimate_error", b"estimate_error", "next_calibration_time", b"next_calibration_time", "properties", b"properties", "queue_counts", b"queue_counts", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active_session_expire_time", b"active_session_expire_time", "active_session_idle_expire_time", b"active_session_idle_expire_time", "calibrate_time", b"calibrate_time", "estimate_error", b"estimate_error", "next_calibration_time", b"next_calibration_time", "properties", b"properties", "queue_counts", b"queue_counts", "running_start_time", b"running_start_time", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "active_session_expire_time", b"active_session_expire_time", "active_session_id", b"active_session_id", "active_session_idle_expire_time", b"active_session_idle_expire_time", "active_user", b"active_user", "basis_gates", b"basis_gates", "calibrate_time", b"calibrate_time", "coupling_map", b"coupling_map", "default_precision", b"default_precision", "default_shots", b"default_shots", "default_transpile_level", b"default_transpile_level", "description", b"description", "detail", b"detail", "epoch", b"epoch", "estimate_error", b"estimate_error", "kind", b"kind", "methods", b"methods", "name", b"name", "next_calibration_time", b"next_calibration_time", "noisy", b"noisy", "num_qubits", b"num_qubits", "properties", b"properties", "queue_counts", b"queue_counts", "reservation_id", b"reservation_id", "running_job_id", b"running_job_id", "running_user", b"running_user", "settings", b"settings", "simulator", b"simulator", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "active_session_expire_time", b"active_session_expire_time", "active_session_id", b"active_session_id", "active_session_idle_expire_time", b"active_session_idle_expire_time", "active_user", b"active_user", "basis_gates", b"basis_gates", "calibrate_time", b"calibrate_time", "coupling_map", b"coupling_map", "default_precision", b"default_precision", "default_shots", b"default_shots", "default_transpile_level", b"default_transpile_level", "description", b"description", "detail", b"detail", "epoch", b"epoch", "estimate_error", b"estimate_error", "kind", b"kind", "methods", b"methods", "name", b"name", "next_calibration_time", b"next_calibration_time", "noisy", b"noisy", "num_qubits", b"num_qubits", "properties", b"properties", "queue_counts", b"queue_counts", "reservation_id", b"reservation_id", "running_job_class", b"running_job_class", "running_job_id", b"running_job_id", "running_start_time", b"running_start_time", "running_user", b"running_user", "settings", b"settings", "simulator", b"simulator", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
