@@ -27,6 +27,8 @@ COMMANDS = [
     ["serve"],
     ["config"],
     ["token"],
+    ["check"],
+    ["backup"],
     ["demo"],
     ["simulate"],
     ["devices"],
@@ -48,7 +50,8 @@ COMMANDS = [
     ["session", "close"],
     ["session", "cancel"],
 ]
-CLIENT_COMMANDS = [each for each in COMMANDS if each[0] not in ("serve", "config", "token", "demo", "simulate")]
+LOCAL = ("serve", "config", "token", "check", "backup", "demo", "simulate")
+CLIENT_COMMANDS = [each for each in COMMANDS if each[0] not in LOCAL]
 
 BELL_2 = 'OPENQASM 2.0;\ninclude "qelib1.inc";\nqreg q[2];\ncreg c[2];\nh q[0];\ncx q[0],q[1];\nmeasure q -> c;\n'
 ROTATION_3 = (

@@ -12,6 +12,7 @@ COMMANDS: Final = (
     "serve",
     "config",
     "token",
+    "check",
     "demo",
     "simulate",
     "jobs",
