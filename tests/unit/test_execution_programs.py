@@ -109,30 +109,35 @@ def test_without_a_seed_each_job_and_each_pub_draws_anew(device: str, request: p
     assert len(drawn) == 6
 
 
-def test_sampler_has_the_bits_of_aers_sampler_for_a_seed(aer: AerExecutor) -> None:
+def test_what_is_executed_shot_by_shot_has_the_bits_of_aers_sampler_for_a_seed(aer: AerExecutor) -> None:
     theta = ParameterVector("theta", 3)
-    circuit = QuantumCircuit(2)
+    circuit = QuantumCircuit(QuantumRegister(2, "q"), ClassicalRegister(1, "early"), ClassicalRegister(2, "meas"))
     circuit.ry(theta[0] + theta[1] ** 2, 0)
+    circuit.measure(0, 0)
+    circuit.rx(theta[2], 0)
     circuit.rx(theta[2], 1)
     circuit.cx(0, 1)
-    circuit.measure_all()
+    circuit.measure([0, 1], [1, 2])
     values = np.random.default_rng(1).uniform(-3, 3, (2, 3, 3))
     (ours,) = sample(aer, sampler_pub(circuit, values))
-    theirs = AerSampler(seed=SEED).run([(circuit, values)], shots=1000).result()[0].data.meas
+    theirs = AerSampler(seed=SEED).run([(circuit, values)], shots=1000).result()[0].data
     assert ours["meas"].shape == (2, 3)
-    assert ours["meas"] == theirs
-    (two,) = sample(aer, sampler_pub(two_registers()))
-    both = AerSampler(seed=SEED).run([two_registers()], shots=1000).result()[0].data
+    assert ours == {"early": theirs.early, "meas": theirs.meas}
+    (two,) = sample(aer, sampler_pub(two_registers()), method="matrix_product_state")
+    options = {"backend_options": {"method": "matrix_product_state"}}
+    both = AerSampler(seed=SEED, options=options).run([two_registers()], shots=1000).result()[0].data
     assert two == {"long": both.long, "short": both.short}
 
 
 def test_a_circuit_that_the_worker_keeps_runs_with_the_shots_seed_method_and_values_of_each_job(
     aer: AerExecutor,
 ) -> None:
-    circuit = QuantumCircuit(2)
+    circuit = QuantumCircuit(2, 4)
     circuit.ry(Parameter("a"), 0)
+    circuit.measure(0, 2)
     circuit.cx(0, 1)
-    circuit.measure_all()
+    circuit.h(0)
+    circuit.measure([0, 1], [0, 1])
     for shots, seed, method, value in [
         (100, 1, "automatic", 0.4),
         (300, 2, "statevector", 2.0),
@@ -141,8 +146,8 @@ def test_a_circuit_that_the_worker_keeps_runs_with_the_shots_seed_method_and_val
     ]:
         (ours,) = sample(aer, sampler_pub(circuit, [value]), shots=shots, seed=seed, method=method)
         options = {"backend_options": {"method": method}}
-        theirs = AerSampler(seed=seed, options=options).run([(circuit, [value])], shots=shots).result()[0].data.meas
-        assert ours["meas"] == theirs
+        theirs = AerSampler(seed=seed, options=options).run([(circuit, [value])], shots=shots).result()[0].data.c
+        assert ours["c"] == theirs
 
 
 def test_sampler_follows_the_distribution_of_the_state_vector(aer: AerExecutor) -> None:
