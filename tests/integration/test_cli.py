@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cadenza_server.cli import build_app
+from cadenza import CadenzaService
+from cadenza_server.cli import build_app, output
+from google.protobuf.timestamp_pb2 import Timestamp
 from typer.testing import CliRunner, Result  # type: ignore[attr-defined, unused-ignore]
 
 BELL = 'OPENQASM 2.0;\ninclude "qelib1.inc";\nqreg q[2];\ncreg c[2];\nh q[0];\ncx q[0],q[1];\nmeasure q -> c;\n'
@@ -253,7 +255,9 @@ def test_the_queue_shows_who_has_it_and_who_waits_and_jobs_are_reordered_and_can
     )
     try:
         shown = good(run("queue", "sim"))
-        assert f"sim: runs {running} of {user}" in shown
+        assert f"sim: runs {running} of {user}, since " in shown
+        why = facts(good(run("job", first, user=user)))["it waits"]
+        assert why.startswith(f"sim runs {running} of {user}, since ")
         assert "0 calibration, 0 session, 2 fair share" in shown
         busy = next(line.split() for line in shown.splitlines() if line.split()[:1] == ["busy"])
         assert busy[1:4] == ["2", "1", "1"]
@@ -357,7 +361,15 @@ def test_a_session_is_created_used_watched_and_closed(run: Run, bell: str) -> No
     assert session in good(run("sessions", "--state", "closed"))
 
 
-def test_everybody_sees_until_when_a_session_keeps_a_device(run: Run, bell: str) -> None:
+def read_time(text: str) -> Timestamp:
+    """A time of Protobuf's JSON."""
+    made = Timestamp()
+    made.FromJsonString(text)
+    return made
+
+
+def test_everybody_sees_until_when_a_session_keeps_a_device(run: Run, bell: str, server: Any) -> None:
+    target = server.address
     session = one(run("session", "create", "--device", "spare", "--interactive-ttl", "2m", "--json"))["session_id"]
     good(run("submit", bell, "--session", session, "--no-check", "--wait"))
     own = one(run("session", "show", session, "--json"))
@@ -365,7 +377,24 @@ def test_everybody_sees_until_when_a_session_keeps_a_device(run: Run, bell: str)
     assert seen["state"] == "DEVICE_STATE_HELD"
     assert seen["active_session_idle_expire_time"] == own["idle_expire_time"]
     assert seen["active_session_expire_time"] == own["expire_time"]
+    until = output.format_time(read_time(own["idle_expire_time"]), datetime.now(UTC))
+    held = f"{session} of cli/ann until {until} unless it submits another job"
+    assert f"spare: held by {held}" in good(run("queue", "spare", user="cli/eve"))
+    table = good(run("devices", user="cli/eve")).splitlines()
+    assert "UNTIL" in table[0]
+    assert f"held   {until}" in table[3]
+    waiting = one(run("submit", bell, "--device", "spare", "--no-check", "--json", user="cli/eve"))["job_id"]
+    why = f"{session} of cli/ann has spare until {until} unless it submits another job"
+    assert facts(good(run("job", waiting, user="cli/eve")))["it waits"] == why
+    jobs = good(run("jobs", user="cli/eve"))
+    assert "WAITS FOR" in jobs
+    assert why in jobs
+    with CadenzaService(target, user="cli/eve", token="", tls=False) as service, pytest.raises(TimeoutError, match=why):
+        service.job(waiting).result(timeout=0.1)
     good(run("session", "cancel", session))
+    good(run("job", waiting, "--watch", user="cli/eve"))
+    assert "it waits" not in facts(good(run("job", waiting, user="cli/eve")))
+    assert "WAITS FOR" not in good(run("jobs", user="cli/eve"))
     assert "active_session_expire_time" not in one(run("devices", "spare", "--json", user="cli/eve"))
 
 

@@ -432,10 +432,18 @@ def test_who_waits_is_shown_as_a_tree_with_the_least_used_first() -> None:
     assert [each.path for each in by_fair_share(tree)] == ["b", "a", "a/y", "a/x", "c/z"]
 
 
-def test_who_has_a_device_says_why_others_wait() -> None:
+def test_who_has_a_device_says_why_others_wait_and_until_when() -> None:
     device = device_pb2.Device(name="aer", state=device_pb2.DEVICE_STATE_FREE)
-    assert who_has(device) == "free"
-    device.reservation_id = "reservation-1"
-    assert who_has(device).startswith("reserved; its reservation is reservation-1 (`cadenza reservations`")
+    assert who_has(device, [], NOW) == "free"
+    window = reservation_pb2.Reservation(reservation_id="r-1", device="aer", holder="lab/x")
+    window.start_time.CopyFrom(stamp(NOW + timedelta(hours=1)))
+    window.end_time.CopyFrom(stamp(NOW + timedelta(hours=2)))
+    start, end = (output.format_time(moment, NOW) for moment in (window.start_time, window.end_time))
+    assert who_has(device, [window], NOW) == f"free; next reserved for lab/x, from {start}"
+    device.reservation_id = "r-1"
+    assert who_has(device, [window], NOW + timedelta(hours=1)) == f"reserved for lab/x until {end}"
     device = device_pb2.Device(state=device_pb2.DEVICE_STATE_HELD, active_session_id="s", active_user="bob")
-    assert "the active session is s of bob, which keeps it between its jobs" in who_has(device)
+    device.active_session_idle_expire_time.CopyFrom(window.end_time)
+    assert who_has(device, [], NOW) == f"held by s of bob until {end} unless it submits another job"
+    device = device_pb2.Device(state=device_pb2.DEVICE_STATE_OFFLINE, detail="no worker")
+    assert who_has(device, [], NOW) == "offline: no worker"

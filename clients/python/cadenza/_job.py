@@ -13,6 +13,7 @@ from cadenza._codec import decode_result
 from cadenza._errors import CadenzaError, CadenzaTimeoutError, JobCancelledError, JobFailedError
 from cadenza._follower import FINAL, FollowedJob
 from cadenza._times import read_seconds, read_time
+from cadenza._waiting import find_causes
 from cadenza.v1 import job_pb2, program_pb2
 from cadenza.v1.event_pb2 import Event
 
@@ -261,10 +262,29 @@ class Job(BasePrimitiveJob[PrimitiveResult, JobStatus]):  # type: ignore[misc]
         if not followed.is_final:
             raise CadenzaError(f"the watch of {self.job_id()} ended before the job did: ask for its result again")
 
+    def _explain_wait(self) -> str:
+        """Why it waits, for the end of a sentence; empty if nothing keeps it, or nobody can say."""
+        client, job = self._service.client, self._followed.job
+        try:
+            device = client.get_device(job.device)
+            reservations = client.list_reservations(device=job.device)
+            session = client.get_session(job.session_id) if job.session_id else None
+        except CadenzaError:
+            return ""
+        now = datetime.now(UTC)
+
+        def show_time(moment: Timestamp) -> str:
+            local = read_time(moment)
+            return local.strftime("%H:%M:%S" if local.date() == now.astimezone().date() else "%Y-%m-%d %H:%M:%S")
+
+        causes = find_causes(job, device, reservations, show_time, now=now, session=session)
+        return f" ({'; '.join(causes)}: `cadenza queue {job.device}` shows who else waits)" if causes else ""
+
     def _late(self, timeout: float | None) -> CadenzaTimeoutError:
         status = _status(self._followed.job)
+        why = self._explain_wait() if status == "QUEUED" else ""
         return CadenzaTimeoutError(
-            f"job {self.job_id()} has not ended after {timeout} s: it is {status} and goes on; "
+            f"job {self.job_id()} has not ended after {timeout} s: it is {status}{why}, and goes on; "
             "ask for its result again, or cancel it",
             code="DEADLINE_EXCEEDED",
             metadata={"job_id": self.job_id(), "status": status},

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -14,10 +14,12 @@ from cadenza_server.cli.connection import calls_server
 from cadenza_server.cli.job_view import announce
 from cadenza_server.cli.output import ABSENT
 from cadenza_server.cli.times import check_length
+from cadenza_server.cli.waiting import time_shower
 
 if TYPE_CHECKING:
     from cadenza import Client
     from cadenza.v1.device_pb2 import Device, DeviceProperties
+    from cadenza.v1.reservation_pb2 import Reservation
     from cadenza.v1.share_pb2 import ShareNode
     from rich.console import RenderableType
 
@@ -48,22 +50,26 @@ def devices(
     name: Annotated[str | None, typer.Argument(help="One device, with its properties and settings.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """List the devices, or show one."""
+    """List the devices, or show one.
+
+    UNTIL: when a held device is let go of unless its session submits another job, or when a reservation ends. EST OFF:
+    the factor by which half of the latest runs were at most longer or shorter than estimated; 1x is exact.
+    """
+    now = datetime.now(UTC)
     if name is None:
         found = client.list_devices()
         if json:
             for each in found:
                 output.print_json(each)
         else:
-            output.make_console().print(_devices_table(found))
+            output.make_console().print(_devices_table(found, _find_windows(client, found), now))
         return
     device = client.get_device(name)
     if json:
         output.print_json(device)
         return
     console = output.make_console()
-    now = datetime.now(UTC)
-    console.print(output.make_facts(_device_facts(device, now)))
+    console.print(output.make_facts(_device_facts(device, _find_windows(client, [device]), now)))
     console.print("\nScheduling", style="bold")
     console.print(output.make_facts(_setting_facts(device)))
     if device.properties.qubits or device.properties.gates:
@@ -81,7 +87,8 @@ def queue(
     """Show who has each device and who waits for it.
 
     The order is calibration, then the active session, then fair share: at each level of the share tree the one with the
-    least usage over shares goes first. Usage is decayed device seconds, all devices together.
+    least usage over shares goes first. Usage is decayed device seconds, all devices together. `cadenza job JOB` says
+    why a job waits.
     """
     if json:
         for _ in _rounds(watch):
@@ -91,13 +98,13 @@ def queue(
         return
     console = output.make_console(bound=watch)
     if not watch:
-        console.print(_queues(_read_queues(client, device)))
+        console.print(_show_queues(client, device))
         return
     from rich.live import Live
 
     with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
         for _ in _rounds(watch):
-            live.update(_queues(_read_queues(client, device)), refresh=True)
+            live.update(_show_queues(client, device), refresh=True)
 
 
 @calls_server
@@ -122,12 +129,20 @@ def _rounds(watch: bool) -> Iterator[None]:
         yield
 
 
-def _devices_table(found: "Iterable[Device]") -> "RenderableType":
+def _find_windows(client: "Client", found: "Iterable[Device]") -> "dict[str, Reservation]":
+    """The reservations, by id, whose windows are open on these devices."""
+    if not any(each.reservation_id for each in found):
+        return {}
+    return {each.reservation_id: each for each in client.list_reservations(states=["active"])}
+
+
+def _devices_table(found: "Iterable[Device]", windows: "Mapping[str, Reservation]", now: datetime) -> "RenderableType":
     rows = [
         (
             each.name,
             each.kind,
             _state(each),
+            _until(each, windows, now),
             each.num_qubits,
             "yes" if each.noisy else "no",
             each.epoch,
@@ -138,19 +153,41 @@ def _devices_table(found: "Iterable[Device]") -> "RenderableType":
         )
         for each in found
     ]
-    header = ("DEVICE", "KIND", "STATE", "QUBITS", "NOISY", "EPOCH", "RUNS JOB OF", "SESSION OF", "WAITING", "EST OFF")
-    return output.make_table(header, rows, right=("QUBITS", "EPOCH", "WAITING", "EST OFF"))
+    users = ("RUNS JOB OF", "SESSION OF")
+    header = ("DEVICE", "KIND", "STATE", "UNTIL", "QUBITS", "NOISY", "EPOCH", *users, "WAITING", "EST OFF")
+    return output.make_table(
+        header, rows, right=("QUBITS", "EPOCH", "WAITING", "EST OFF"), optional={"UNTIL": output.ABSENT}
+    )
 
 
-def _device_facts(device: "Device", now: datetime) -> list[tuple[str, object]]:
+def _until(device: "Device", windows: "Mapping[str, Reservation]", now: datetime) -> str:
+    """When it is free for others, if that is known: held or reserved, and nothing runs."""
+    state = _state(device)
+    if state == "held":
+        return output.time_or_absent(device, "active_session_idle_expire_time", now)
+    if state == "reserved" and device.reservation_id in windows:
+        return output.time_or_absent(windows[device.reservation_id], "end_time", now)
+    return ABSENT
+
+
+def _device_facts(device: "Device", windows: "Mapping[str, Reservation]", now: datetime) -> list[tuple[str, object]]:
+    window = windows.get(device.reservation_id)
+    reserved = ABSENT
+    if device.reservation_id:
+        reserved = device.reservation_id
+        if window is not None:
+            reserved += f", for {window.holder} until {output.format_time(window.end_time, now)}"
     facts: list[tuple[str, object]] = [
         ("device", device.name),
         ("description", output.or_absent(device.description)),
         ("kind", f"{device.kind}, {'simulator' if device.simulator else 'quantum processor'}"),
         ("state", _with_detail(_state(device), device.detail)),
         ("runs now", _of(device.running_job_id, device.running_user)),
+        ("since", output.time_or_absent(device, "running_start_time", now)),
         ("active session", _of(device.active_session_id, device.active_user)),
-        ("reservation now", output.or_absent(device.reservation_id)),
+        ("lets go if idle", output.time_or_absent(device, "active_session_idle_expire_time", now)),
+        ("session expires", output.time_or_absent(device, "active_session_expire_time", now)),
+        ("reservation now", reserved),
         ("waiting", _waiting(device)),
         ("qubits", device.num_qubits),
         ("basis gates", " ".join(device.basis_gates) or ABSENT),
@@ -221,15 +258,19 @@ def _read_queues(client: "Client", name: str | None) -> "list[tuple[Device, list
     ]
 
 
-def _queues(found: "Iterable[tuple[Device, list[ShareNode]]]") -> "RenderableType":
+def _show_queues(client: "Client", name: str | None) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
+    now = datetime.now(UTC)
+    found = _read_queues(client, name)
+    reservations = client.list_reservations(device=name or "")
     parts: list[RenderableType] = []
     for device, nodes in found:
         if parts:
             parts.append(Text())
-        parts.append(Text(f"{device.name}: {who_has(device)}", style="bold"))
+        of_device = [each for each in reservations if each.device == device.name]
+        parts.append(Text(f"{device.name}: {who_has(device, of_device, now)}", style="bold"))
         parts.append(Text(f"waiting: {_waiting(device)}"))
         if nodes:
             parts.append(_waiting_table(nodes))
@@ -274,18 +315,30 @@ def _state(device: "Device") -> str:
     return "reserved" if state == "free" and device.reservation_id else state
 
 
-def who_has(device: "Device") -> str:
-    """Who uses a device, and why others may have to wait for it."""
-    state = _with_detail(_state(device), device.detail)
+def who_has(device: "Device", reservations: "Sequence[Reservation]", now: datetime) -> str:
+    """Who uses a device, until when, and why others may have to wait. `reservations`: the device's, by start."""
+    from cadenza._waiting import show_owner, show_running, show_until, show_window
+
+    show_time = time_shower(now)
+    windows = {each.reservation_id: each for each in reservations}
+    held = _state(device) == "held"
+    parts = []
     if device.running_job_id:
-        state = f"runs {_of(device.running_job_id, device.running_user)}"
+        parts.append(show_running(device, show_time).removeprefix(f"{device.name} "))
+    elif _state(device) not in ("held", "reserved"):
+        parts.append(_with_detail(_state(device), device.detail))
     if device.active_session_id:
-        state += f"; the active session is {_of(device.active_session_id, device.active_user)}"
-        if output.enum_word(device, "state") == "held":
-            state += ", which keeps it between its jobs (`cadenza session show` tells until when)"
-    if device.reservation_id:
-        state += f"; its reservation is {device.reservation_id} (`cadenza reservations` tells for whom and until when)"
-    return state
+        verb = "held by" if held else "the active session is"
+        parts.append(f"{verb} {show_owner(device)}{show_until(device, show_time)}")
+    window = windows.get(device.reservation_id)
+    if window is not None:
+        parts.append(show_window(window, show_time))
+    elif device.reservation_id:
+        parts.append(f"reserved ({device.reservation_id})")
+    ahead = [each for each in reservations if each.start_time.ToDatetime(tzinfo=UTC) > now]
+    if ahead:
+        parts.append(f"next reserved for {ahead[0].holder}, from {show_time(ahead[0].start_time)}")
+    return "; ".join(parts)
 
 
 def _waiting(device: "Device") -> str:

@@ -9,6 +9,7 @@ import typer
 
 from cadenza_server.cli import output
 from cadenza_server.cli.output import ABSENT
+from cadenza_server.cli.waiting import explain
 
 if TYPE_CHECKING:
     from cadenza import Client
@@ -63,7 +64,7 @@ def read_document(client: "Client", job: "Job", *, with_events: bool = False) ->
 def print_job(client: "Client", job: "Job", console: "Console", *, with_events: bool) -> None:
     """All about a job, for people."""
     now = datetime.now(UTC)
-    console.print(output.make_facts(_job_facts(job, now)))
+    console.print(output.make_facts(_job_facts(job, explain(client, job), now)))
     runs = client.list_runs(job_id=job.job_id)
     if runs:
         console.print("\nRuns", style="bold")
@@ -81,10 +82,11 @@ def print_job(client: "Client", job: "Job", console: "Console", *, with_events: 
         console.print(part)
 
 
-def _job_facts(job: "Job", now: datetime) -> list[tuple[str, object]]:
+def _job_facts(job: "Job", why: str, now: datetime) -> list[tuple[str, object]]:
     facts: list[tuple[str, object]] = [
         ("job", job.job_id),
         ("state", job_reason(job)),
+        *((("it waits", why),) if why else ()),
         ("detail", output.or_absent(job.detail)),
         ("user", job.user),
         ("device", job.device),

@@ -1,5 +1,6 @@
 """`cadenza jobs`, `job`, `cancel` and `priority`."""
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Final
@@ -9,6 +10,7 @@ import typer
 from cadenza_server.cli import job_view, output
 from cadenza_server.cli.connection import calls_server, check_path_option, own_path
 from cadenza_server.cli.failure import fail
+from cadenza_server.cli.waiting import Waiting, explain
 
 if TYPE_CHECKING:
     from cadenza import Client
@@ -69,7 +71,10 @@ def jobs(
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = LIMIT_DEFAULT,
     json: JsonOption = False,
 ) -> None:
-    """List jobs, the newest first: your own, unless you ask for others'."""
+    """List jobs, the newest first: your own, unless you ask for others'.
+
+    WAITS FOR says what keeps a queued job from running; `cadenza job JOB` tells all of it.
+    """
     whose = choose_owner(client, owner, everybody)
     found = client.list_jobs(
         states=[each.value for each in state or ()],
@@ -87,7 +92,11 @@ def jobs(
     if not found:
         typer.echo("No jobs." if everybody else f"No jobs of {whose} that fit.")
         return
-    output.make_console().print(_jobs_table(found[:limit], with_user=everybody or owner is not None))
+    now = datetime.now(UTC)
+    waiting = Waiting(client, now)
+    reasons = {each.job_id: waiting.find_causes(each) for each in found[:limit]}
+    with_user = everybody or owner is not None
+    output.make_console().print(_jobs_table(found[:limit], reasons, now, with_user=with_user))
     if len(found) > limit:
         typer.echo(f"There are more than {limit}: --limit shows more.")
 
@@ -174,12 +183,15 @@ def follow(client: "Client", job_id: str, json: bool) -> None:
         for event in changes:
             if json:
                 output.print_json(event)
-            else:
-                typer.echo(job_view.event_line(event, datetime.now(UTC)))
+                continue
+            typer.echo(job_view.event_line(event, datetime.now(UTC)))
+            if event.HasField("job_snapshot") and (why := explain(client, event.job_snapshot.job)):
+                typer.echo(f"          it waits: {output.clean(why)}")
 
 
-def _jobs_table(found: "list[Job]", *, with_user: bool) -> "RenderableType":
-    now = datetime.now(UTC)
+def _jobs_table(
+    found: "list[Job]", reasons: "Mapping[str, Sequence[str]]", now: datetime, *, with_user: bool
+) -> "RenderableType":
     rows = [
         (
             each.job_id,
@@ -193,11 +205,12 @@ def _jobs_table(found: "list[Job]", *, with_user: bool) -> "RenderableType":
             output.length_between(each, "create_time", "start_time"),
             output.length_or_absent(each, "charged"),
             " ".join(each.tags) or output.ABSENT,
+            next(iter(reasons[each.job_id]), output.ABSENT),
         )
         for each in found
     ]
     owner = ("USER",) if with_user else ()
     times = ("SUBMITTED", "WAITED", "CHARGED")
-    header = ("JOB", *owner, "STATE", "DEVICE", "CLASS", "SESSION", "PRIORITY", *times, "TAGS")
-    usual = {"SESSION": output.ABSENT, "PRIORITY": 0, "TAGS": output.ABSENT}
+    header = ("JOB", *owner, "STATE", "DEVICE", "CLASS", "SESSION", "PRIORITY", *times, "TAGS", "WAITS FOR")
+    usual = {"SESSION": output.ABSENT, "PRIORITY": 0, "TAGS": output.ABSENT, "WAITS FOR": output.ABSENT}
     return output.make_table(header, rows, right=("PRIORITY", "WAITED", "CHARGED"), optional=usual)
