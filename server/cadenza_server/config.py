@@ -22,7 +22,9 @@ from typing import Any, Final
 import platformdirs
 
 from cadenza_server.durations import format_duration, parse_duration
-from cadenza_server.execution.spec import COUPLINGS, KINDS, METHODS, DeviceSpec
+from cadenza_server.execution.plugins import find_kinds
+from cadenza_server.execution.snapshots import find_snapshot
+from cadenza_server.execution.spec import ACCELERATORS, COUPLINGS, KINDS, METHODS, PRECISIONS, DeviceSpec
 from cadenza_server.model.paths import check_path
 from cadenza_server.model.settings import HALF_LIFE_DEFAULT, PROFILE_DEFAULT, PROFILES, DeviceSettings
 from cadenza_server.model.words import CalibrationRule, FirstJob, OnExpiry, Pending
@@ -206,6 +208,22 @@ def _coupling(value: object) -> str | tuple[tuple[int, int], ...]:
     return tuple((_integer(first), _integer(second)) for first, second in value)
 
 
+def _integer_list(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is no list of whole numbers")
+    return tuple(_integer(item) for item in value)
+
+
+def _options(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is no table: write options = {{ name = value }}")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError("only texts, finite numbers, true, false, lists and tables can be given to a plugin") from None
+    return MappingProxyType(value)
+
+
 def _weight(value: object) -> float:
     try:
         weight = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
@@ -258,7 +276,10 @@ def _show(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
-    if isinstance(value, tuple):
+    if isinstance(value, Mapping):
+        pairs = ", ".join(f"{_show_key(str(name))} = {_show(item)}" for name, item in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
+    if isinstance(value, tuple | list):
         return "[" + ", ".join(_show(item) for item in value) + "]"
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
@@ -329,20 +350,41 @@ _SETTINGS: Final = (
     Key("calibration_duration", _positive, "device time of a calibration that does not say", _show_length),
 )
 _SPEC: Final = (
-    Key("num_qubits", _integer, "qubits; with kind aer, how many a circuit may have at most"),
-    Key("method", _one_of(*METHODS), "simulation method of jobs that name none: " + ", ".join(METHODS)),
     Key("default_shots", _integer, "shots of jobs that name none"),
     Key("default_precision", _number, "precision of Estimator jobs that name none; 0: exact"),
     Key("transpile_level", _integer, "how much jobs are transpiled that do not say: 0 to 3"),
     Key("threads", _integer, "threads of a worker"),
     Key("circuits_cached_max", _integer, "parsed circuits that a worker keeps ready"),
+    Key("memory_bytes_max", _integer, "memory that a worker's programs may take; 0: half of the machine's"),
+    Key("network", _flag, "true: workers may use the network"),
 )
+_SPEC_QUBITS: Final = (Key("num_qubits", _integer, "qubits; with kind aer, how many a circuit may have at most"),)
+_SPEC_SIMULATOR: Final = (
+    Key("method", _one_of(*METHODS), "simulation method of jobs that name none: " + ", ".join(METHODS)),
+    Key("precision", _one_of(*PRECISIONS), "of the simulator's numbers: double or single"),
+    Key("accelerator", _one_of(*ACCELERATORS), "what computes: cpu, gpu, or auto: a GPU where there is one"),
+    Key("gpus", _integer_list, "numbers of the GPUs that the workers take turns on; empty: all"),
+    Key("batched_shots", _flag, "with a GPU: whether the shots of a noisy circuit run together"),
+    Key("custatevec", _flag, "with a GPU: whether NVIDIA's cuStateVec computes"),
+)
+_SPEC_NOISE: Final = (
+    Key("noise", _flag, "whether it is noisy"),
+    Key("drift", _number, "how far error rates wander: standard deviation of their logarithm; 0: not at all"),
+    Key("drift_time", _positive, "how long that takes them", _show_length),
+    Key("seed", _integer, "chooses how it drifts, and with kind generic error rates and durations"),
+)
+_SPEC_SNAPSHOT: Final = (Key("snapshot", _text, "a backend of qiskit-ibm-runtime, such as FakeSherbrooke"),)
+_SPEC_PLUGIN: Final = (Key("options", _options, "the plugin's own settings"),)
 _SPEC_GENERIC: Final = (
     Key("coupling", _coupling, "coupling map: " + ", ".join(COUPLINGS) + ", or pairs of qubits"),
     Key("basis_gates", _text_list, "gates that it has, by Qiskit's names"),
-    Key("seed", _integer, "chooses error rates and durations"),
-    Key("noise", _flag, "whether it is noisy"),
 )
+_SPEC_OF_KIND: Final = {
+    "aer": (*_SPEC_QUBITS, *_SPEC, *_SPEC_SIMULATOR),
+    "generic": (*_SPEC_QUBITS, *_SPEC, *_SPEC_SIMULATOR, *_SPEC_GENERIC, *_SPEC_NOISE),
+    "snapshot": (*_SPEC_SNAPSHOT, *_SPEC, *_SPEC_SIMULATOR, *_SPEC_NOISE),
+}
+_SPEC_OF_PLUGINS: Final = (*_SPEC_QUBITS, *_SPEC, *_SPEC_PLUGIN)
 _TABLES: Final = ("server", "tokens", "tls", "devices", "shares", "limits", "logging")
 
 
@@ -392,27 +434,39 @@ class _Reader:
         before = len(self.problems)
         kind = value.get("kind", "aer") if isinstance(value, dict) else "aer"
         profile = value.get("profile", PROFILE_DEFAULT) if isinstance(value, dict) else PROFILE_DEFAULT
-        for key, word, allowed in (("kind", kind, KINDS), ("profile", profile, tuple(PROFILES))):
+        kinds = KINDS if kind in KINDS else (*KINDS, *sorted(find_kinds()))
+        for key, word, allowed in (("kind", kind, kinds), ("profile", profile, tuple(PROFILES))):
             try:
                 _one_of(*allowed)(word)
             except ValueError as error:
                 self.problems.append(f"{place} {key}: {error}")
-        generic = kind == "generic"
-        if not generic and isinstance(value, dict):
-            for key in [key.name for key in _SPEC_GENERIC if key.name in value]:
-                self.problems.append(f'{place} {key}: only a device of kind "generic" has it')
-                value = {name: raw for name, raw in value.items() if name != key}
-        spec_keys = (*_SPEC, *_SPEC_GENERIC) if generic else _SPEC
+        spec_keys = _spec_keys(str(kind))
+        if isinstance(value, dict):
+            value = self._without_foreign(place, value, {key.name for key in spec_keys})
         found = self.table(value, place, (*_SETTINGS, *spec_keys), also=("kind", "profile"))
         if len(self.problems) > before:
             return None
         options = {key.name: found.pop(key.name) for key in spec_keys if key.name in found}
+        if "drift_time" in options:
+            options["drift_time_ns"] = options.pop("drift_time")
         try:
+            if kind == "snapshot":
+                options["num_qubits"] = find_snapshot(options.get("snapshot", "")).num_qubits
             settings = dataclasses.replace(PROFILES[profile], **found)
             return DeviceConfig(profile=profile, settings=settings, spec=DeviceSpec(kind=kind, **options))
         except ValueError as error:
             self.problems.append(f"{place}: {error}")
             return None
+
+    def _without_foreign(self, place: str, table: dict[str, Any], own: set[str]) -> dict[str, Any]:
+        """The table without the keys that only devices of other kinds have; they are problems."""
+        kinds = {**_SPEC_OF_KIND, "a plugin": _SPEC_OF_PLUGINS}
+        foreign = {key.name for keys in kinds.values() for key in keys} - own
+        for name in [name for name in table if name in foreign]:
+            having = [f'"{kind}"' for kind, keys in kinds.items() if any(key.name == name for key in keys)]
+            words = " or ".join(having).replace('"a plugin"', "a plugin")
+            self.problems.append(f"{place} {name}: only a device of kind {words} has it")
+        return {name: raw for name, raw in table.items() if name not in foreign}
 
     def token(self, index: int, value: object) -> TokenEntry | None:
         """One `[[tokens]]`."""
@@ -434,6 +488,17 @@ class _Reader:
             return None
         paths = {name: _locate(folder, path) for name, path in found.items()}
         return Tls(certificate=paths["certificate"], key=paths["key"], client_ca=paths.get("client_ca"))
+
+
+def _spec_keys(kind: str) -> tuple[Key, ...]:
+    """What a device of this kind may be told of its executor."""
+    return _SPEC_OF_KIND.get(kind, _SPEC_OF_PLUGINS)
+
+
+def _spec_values(spec: DeviceSpec) -> dict[str, object]:
+    """What it is told, by key."""
+    names = {"drift_time": "drift_time_ns"}
+    return {key.name: getattr(spec, names.get(key.name, key.name)) for key in _spec_keys(spec.kind)}
 
 
 def _locate(folder: Path, path: str) -> Path:
@@ -588,11 +653,10 @@ def print_config(config: Config) -> str:
         lines += ["", "# Without [tls] nothing is encrypted.", *_comment(_print_table("[tls]", _TLS, examples)[1:])]
     for name, device in config.devices.items():
         lines += ["", f"[devices.{_show_key(name)}]"]
-        lines += _align([(f"kind = {_show(device.spec.kind)}", ", ".join(KINDS))])
+        lines += _align([(f"kind = {_show(device.spec.kind)}", ", ".join(KINDS) + ", or a plugin's")])
         lines += _align([(f"profile = {_show(device.profile)}", "gives what is not set: " + ", ".join(PROFILES))])
         lines += _print_keys(_SETTINGS, {key.name: getattr(device.settings, key.name) for key in _SETTINGS})
-        spec_keys = (*_SPEC, *_SPEC_GENERIC) if device.spec.kind == "generic" else _SPEC
-        lines += _print_keys(spec_keys, {key.name: getattr(device.spec, key.name) for key in spec_keys})
+        lines += _print_keys(_spec_keys(device.spec.kind), _spec_values(device.spec))
     lines += ["", "[shares]", "# Weights in the share tree; a path that is not named has 1."]
     lines += [f"{_show_key(path)} = {_show(weight)}" for path, weight in config.shares.items()]
     for place, keys, part in (("[limits]", _LIMITS, config.limits), ("[logging]", _LOGGING, config.logging)):

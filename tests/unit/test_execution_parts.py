@@ -78,7 +78,7 @@ def test_the_cache_does_not_remember_failures() -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"kind": "magic"}, "kind is 'magic': it must be one of aer, generic"),
+        ({"kind": "magic"}, "kind is 'magic': it must be one of aer, generic, snapshot"),
         ({"method": "unitary"}, "method is 'unitary'"),
         ({"num_qubits": 0}, "num_qubits is 0: it must be an integer from 1"),
         ({"num_qubits": True}, "num_qubits is True"),

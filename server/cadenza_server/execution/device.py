@@ -49,6 +49,25 @@ DISCONNECTED_SECONDS_MAX: Final = 1.0
 
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 
+COMPLAINT_BYTES_MAX: Final = 4096
+"""Of a line that a worker says on its stderr; what is longer is cut."""
+
+COMPLAINTS_MAX: Final = 100
+"""Lines that are heard at once; the event loop has other things to do, too."""
+
+_LACK_OF_MEMORY: Final = ("bad_alloc", "memory allocation of", "MemoryError", "Cannot allocate memory")
+"""What C++, Rust, Python and Aer say before they give up."""
+
+_HINTS: Final = {
+    "SIGKILL": "; the system may have run out of memory",
+    "SIGXCPU": "; it took more processor time than its limit allows",
+    "SIGABRT": "; the simulator crashed",
+    "SIGSEGV": "; the simulator crashed",
+    "SIGBUS": "; the simulator crashed",
+    "SIGFPE": "; the simulator crashed",
+    "SIGILL": "; the simulator crashed",
+}
+
 _log = logging.getLogger(__name__)
 
 
@@ -94,6 +113,9 @@ class Device:
         self._restart: asyncio.TimerHandle | None = None
         self._run: _Run | None = None
         self._failures = 0
+        self._launched = 0
+        self._told = ""
+        """What the workers could not protect themselves from, as the log has it already."""
         self._is_ready = False
         self._called = False
         """The caller is in `stop_run`, and must not be called back before it returns."""
@@ -158,6 +180,8 @@ class Device:
                 Kind.RUN,
                 encode_integer(assignment.attempt),
                 encode_integer(assignment.epoch),
+                encode_integer(assignment.age_ns),
+                encode_integer(assignment.limit_ns),
                 assignment.program,
                 *circuits,
             )
@@ -239,9 +263,12 @@ class Device:
         """Start a process; it is told what it is, and reports by READY."""
         loop = self._get_loop()
         ours, theirs = socket.socketpair()
-        worker = _Worker(self, loop)
+        heard, said = os.pipe()
+        worker = _Worker(self, loop, _Complaints(heard))
+        gpu = self.spec.gpus[self._launched % len(self.spec.gpus)] if self.spec.gpus else None
+        self._launched += 1
         try:
-            with theirs:
+            with theirs, os.fdopen(said, "wb") as stderr:
                 ours.setblocking(False)
                 # a session of its own: Ctrl-C in the server's terminal is the server's business
                 worker.process = await asyncio.create_subprocess_exec(
@@ -252,12 +279,14 @@ class Device:
                     str(theirs.fileno()),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
+                    stderr=stderr,
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,
-                    env=_environment(self.spec),
+                    env=_environment(self.spec, gpu),
                 )
         except BaseException as error:
             ours.close()
+            worker.complaints.close()
             if not isinstance(error, OSError):
                 raise
             _log.error("device %s: a worker cannot be started: %s", self.name, error)
@@ -274,6 +303,10 @@ class Device:
             self.description = DeviceDescription.FromString(frame.parts[0])
         except DecodeError as error:
             raise FrameError("READY holds no device") from error
+        unprotected = frame.parts[1].decode(errors="replace")
+        if unprotected != self._told:
+            self._told = unprotected
+            _log.warning("device %s: its workers are less confined: %s", self.name, unprotected or "no more")
         self._failures = 0
         worker.is_warm = True
         if self._active is None:
@@ -371,8 +404,9 @@ class Device:
 class _Worker(asyncio.Protocol):
     """The loop's end of a worker: its process, and frames over its socket."""
 
-    def __init__(self, device: Device, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, device: Device, loop: asyncio.AbstractEventLoop, complaints: "_Complaints") -> None:
         self.process: asyncio.subprocess.Process | None = None
+        self.complaints = complaints
         self.ended = asyncio.Event()
         self.is_warm = False
         self.killed = False
@@ -393,7 +427,11 @@ class _Worker(asyncio.Protocol):
     async def _wait(self) -> None:
         if self.process is None:
             return
+        self._loop.add_reader(self.complaints.descriptor, self._hear)
         code = await self.process.wait()
+        self._loop.remove_reader(self.complaints.descriptor)
+        self._hear()
+        self.complaints.close()
         if self._patience is not None:
             self._patience.cancel()
         if self._transport is not None:
@@ -402,6 +440,13 @@ class _Worker(asyncio.Protocol):
         self._device._disconnected(self)
         self._device._died(self, code)
         self.ended.set()
+
+    def _hear(self) -> None:
+        """Log what it says on its stderr."""
+        for line in self.complaints.read():
+            _log.warning("device %s: worker %d: %s", self._device.name, self.process.pid if self.process else 0, line)
+        if self.complaints.ended:
+            self._loop.remove_reader(self.complaints.descriptor)
 
     def _lose_patience(self) -> None:
         if not self.is_warm:
@@ -425,7 +470,7 @@ class _Worker(asyncio.Protocol):
                 self._transport.abort()
 
     def _take(self, frame: Frame) -> None:
-        if frame.kind == Kind.READY and len(frame.parts) == 1 and not self.is_warm:
+        if frame.kind == Kind.READY and len(frame.parts) == 2 and not self.is_warm:
             self._device._warm(self, frame)
         elif frame.kind == Kind.DONE and len(frame.parts) == 5:
             self._device._done(self, frame)
@@ -462,7 +507,49 @@ class _Worker(asyncio.Protocol):
 
     def describe_exit(self, code: int) -> str:
         """How it ended, for people."""
-        return f"{self._fate}, and was killed" if self._fate else _describe_exit(code)
+        if self._fate:
+            return f"{self._fate}, and was killed"
+        if self.complaints.lacked_memory:
+            size = self._device.spec.memory_bytes / 2**30
+            return (
+                f"it crashed for want of memory, of which a program may take {size:.3g} GiB: use fewer "
+                "qubits, shots or sets of values"
+            )
+        return _describe_exit(code)
+
+
+class _Complaints:
+    """What a worker says on its stderr: lines for the log, and whether it died for want of memory."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.lacked_memory = False
+        self.ended = False
+        self._part = b""
+        os.set_blocking(descriptor, False)
+
+    def read(self) -> list[str]:
+        """What it has said since, in lines."""
+        lines: list[bytes] = []
+        try:
+            while data := os.read(self.descriptor, COMPLAINT_BYTES_MAX):
+                *whole, self._part = (self._part + data).split(b"\n")
+                self._part = self._part[:COMPLAINT_BYTES_MAX]
+                lines += whole
+                if len(lines) > COMPLAINTS_MAX:
+                    break
+            else:
+                self.ended = True
+        except BlockingIOError:
+            pass
+        texts = [line.decode(errors="replace") for line in lines if line.strip()]
+        if any(sign in text for text in texts for sign in _LACK_OF_MEMORY):
+            self.lacked_memory = True
+        return texts
+
+    def close(self) -> None:
+        """Listen no more."""
+        os.close(self.descriptor)
 
 
 def _describe_exit(code: int) -> str:
@@ -472,10 +559,11 @@ def _describe_exit(code: int) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = str(-code)
-    hint = "; it may have run out of memory" if -code == signal.SIGKILL else ""
+    hint = _HINTS.get(name, "")
     return f"it was killed by signal {name}{hint}"
 
 
-def _environment(spec: DeviceSpec) -> dict[str, str]:
-    """Ours, with the worker's threads: libraries read these variables when they are loaded."""
-    return {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(spec.threads))}
+def _environment(spec: DeviceSpec, gpu: int | None) -> dict[str, str]:
+    """Ours, with the worker's threads and its GPU: libraries read these variables when they are loaded."""
+    variables = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(spec.threads))}
+    return variables if gpu is None else {**variables, "CUDA_VISIBLE_DEVICES": str(gpu)}

@@ -1,12 +1,10 @@
-"""What runs in a worker: the seam between a worker's loop and what executes its programs."""
+"""What Aer's devices run in a worker."""
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
 
 from cadenza.v1.circuit_pb2 import Circuit
-from cadenza.v1.device_pb2 import Device, DeviceProperties
+from cadenza.v1.device_pb2 import Device
 from cadenza.v1.program_pb2 import CalibrationJob, EstimatorJob, Program, SamplerJob
 from cadenza.v1.result_pb2 import JobResult, PubResult
 
@@ -14,31 +12,10 @@ from cadenza_server.execution.calibration import calibrate
 from cadenza_server.execution.errors import ProgramError
 from cadenza_server.execution.estimator import run_estimator_pub
 from cadenza_server.execution.models import DeviceModel
+from cadenza_server.execution.plugins import Executed
 from cadenza_server.execution.programs import Bench, Stopwatch, Workshop, set_up_bench
 from cadenza_server.execution.sampler import run_sampler_pub
 from cadenza_server.execution.spec import DeviceSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Executed:
-    """What a program brought."""
-
-    result: JobResult
-    properties: DeviceProperties | None = None
-    """What a calibration measured."""
-
-
-class Executor(Protocol):
-    """Executes the programs of one device, one after the other, in the worker's only thread."""
-
-    def describe(self) -> Device:
-        """What the device publishes of itself; scheduling's part is not set."""
-
-    def warm_up(self) -> None:
-        """Load what the first program would have to wait for."""
-
-    def execute(self, program: Program, circuits: Mapping[bytes, Circuit], *, epoch: int, attempt: int) -> Executed:
-        """Run a program. Raises `ProgramError` if it is the program that is wrong."""
 
 
 class AerExecutor:
@@ -67,8 +44,11 @@ class AerExecutor:
         self._workshop.model.load_pass_manager()
         self._workshop = Workshop(self._workshop.model, self._draw_seed)
 
-    def execute(self, program: Program, circuits: Mapping[bytes, Circuit], *, epoch: int, attempt: int) -> Executed:
+    def execute(
+        self, program: Program, circuits: Mapping[bytes, Circuit], *, epoch: int, attempt: int, age_ns: int = 0
+    ) -> Executed:
         """See `Executor`."""
+        self._workshop.model.set_age(epoch, age_ns)
         kind = program.WhichOneof("kind")
         properties = None
         if kind == "sampler":
@@ -134,8 +114,3 @@ class _PubNamed:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, ProgramError) and self._count > 1:
             raise ProgramError(f"PUB {self._index}: {error}") from error
-
-
-def make_executor(name: str, spec: DeviceSpec, draw_seed: Callable[[], int]) -> Executor:
-    """The executor of a device, by the kind of its spec."""
-    return AerExecutor(name, spec, draw_seed)

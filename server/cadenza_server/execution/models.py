@@ -42,7 +42,7 @@ class DeviceModel:
 
     def __init__(self, spec: DeviceSpec) -> None:
         self.spec = spec
-        self.simulator = AerSimulator(method=spec.method, max_parallel_threads=spec.threads)
+        self.simulator = AerSimulator(**_simulator_options(spec))
         self.backend: Any = None
         self.noise_model: Any = None
         self.noise_errors: list[dict[str, Any]] = []
@@ -57,9 +57,14 @@ class DeviceModel:
                 control_flow=True,
                 seed=spec.seed,
             )
-            if spec.noise:
-                self.noise_model = NoiseModel.from_backend(self.backend)
-                self.noise_errors = read_noise(self.noise_model)
+        elif spec.kind == "snapshot":
+            self.backend = _load_snapshot(spec.snapshot)
+        if spec.is_noisy:
+            self.noise_model = NoiseModel.from_backend(self.backend)
+            self.noise_errors = read_noise(self.noise_model)
+
+    def set_age(self, epoch: int, age_ns: int) -> None:
+        """The next runs are of calibration epoch `epoch`, which lasts `age_ns` by now."""
 
     def fit(self, circuit: Any, level: int, *, strict: bool) -> Any:
         """`circuit` as the device executes it: in its basis and on its qubits. With `strict` it must be so already.
@@ -234,6 +239,30 @@ def _follow(effect: str, letter: str) -> str:
 def _spell(effects: tuple[tuple[int, str], ...]) -> list[dict[str, Any]]:
     instructions = [{"name": _NAMES[letter], "qubits": [qubit]} for qubit, effect in effects for letter in effect]
     return instructions or [{"name": "id", "qubits": [0]}]
+
+
+def _simulator_options(spec: DeviceSpec) -> dict[str, Any]:
+    """What Aer is told once. Where the memory is limited, Aer says itself how much a circuit would have needed."""
+    options = {
+        "method": spec.method,
+        "precision": spec.precision,
+        "max_parallel_threads": spec.threads,
+        "max_memory_mb": max(1, spec.memory_bytes // 2**20),
+    }
+    if spec.accelerator == "gpu":
+        options |= {
+            "device": "GPU",
+            "batched_shots_gpu": spec.batched_shots,
+            "cuStateVec_enable": spec.custatevec,
+        }
+    return options
+
+
+def _load_snapshot(name: str) -> Any:
+    """The published backend. Its package takes a second to import, and nobody else needs it."""
+    from qiskit_ibm_runtime import fake_provider
+
+    return getattr(fake_provider, name)()
 
 
 def _coupling_map(spec: DeviceSpec) -> Any:

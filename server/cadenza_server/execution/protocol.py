@@ -26,9 +26,10 @@ class Kind(IntEnum):
     SETUP = 1
     """name, JSON of the `DeviceSpec`"""
     READY = 2
-    """`cadenza.v1.Device`: its model is loaded, it can take a run up"""
+    """`cadenza.v1.Device`: its model is loaded, it can take a run up; and what it could not protect itself from"""
     RUN = 3
-    """attempt, epoch (int64 each), `cadenza.v1.Program`, then digest and `cadenza.v1.Circuit` in turn"""
+    """attempt, epoch, age of the epoch and limit in ns (int64 each), `cadenza.v1.Program`, then digest and
+    `cadenza.v1.Circuit` in turn"""
     DONE = 4
     """attempt (int64), `RunOutcome`, detail, `cadenza.v1.JobResult`, `cadenza.v1.DeviceProperties` (may be empty)"""
 

@@ -22,6 +22,8 @@ class Assignment:
     """A run that succeeds earlier keeps the device until then (9). A run whose limit comes first reaches its limit."""
     epoch: int = 0
     """The calibration epoch of the device, for the result."""
+    age_ns: int = 0
+    """How long the epoch lasts: what drifts has drifted so long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 It reads frames from the socket FD: first what its device is, then one run after the other. It is single-threaded, it
 keeps its device's model and the circuits that it has parsed, and it ends when the socket closes. Whatever a program
-does wrong becomes an answer; only a crash ends the process.
+does wrong becomes an answer; only a crash ends the process. What it could do beyond its device it takes away from
+itself (`confinement.py`).
 """
 
 import contextlib
@@ -14,14 +15,15 @@ import signal
 import socket
 import sys
 import warnings
-from typing import Any
 
 from cadenza.v1.circuit_pb2 import Circuit
 from cadenza.v1.program_pb2 import Program
 from google.protobuf.message import DecodeError
 
+from cadenza_server.execution.confinement import cut_network, limit_files, limit_memory, limit_processor
+from cadenza_server.execution.plugins import Executor, load_kind
 from cadenza_server.execution.protocol import Frame, FrameError, FrameSocket, Kind, decode_integer
-from cadenza_server.execution.spec import DeviceSpec
+from cadenza_server.execution.spec import KINDS, DeviceSpec
 from cadenza_server.model.words import RunOutcome
 
 _PR_SET_PDEATHSIG = 1
@@ -32,6 +34,7 @@ def main(descriptor: int) -> None:
     """Serve the socket until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
+    limit_files()
     warnings.simplefilter("ignore")  # advice of libraries for whoever calls them, and that is not the job's author
     with socket.socket(fileno=descriptor) as sock:
         frames = FrameSocket(sock)
@@ -48,30 +51,52 @@ def serve(frames: FrameSocket) -> None:
     if first.kind != Kind.SETUP:
         raise FrameError(f"the first frame is of kind {first.kind}: it must be SETUP")
     name, spec = first.parts[0].decode(), DeviceSpec.from_json(first.parts[1].decode())
-    # imported only now: it takes most of a worker's start, and reading the setup first makes a wrong one fail at once
-    from cadenza_server.execution.executor import make_executor
-
-    executor = make_executor(name, spec, lambda: secrets.randbits(63))
+    complaints = []
+    if not spec.network:
+        if complaint := cut_network():
+            complaints.append(f"it keeps its network: {complaint}")
+        _die_with_parent()  # the kernel forgets it when privileges change
+    executor = _make_executor(name, spec)
     executor.warm_up()
+    if complaint := limit_memory(spec.memory_bytes):
+        complaints.append(f"its memory is not limited: {complaint}")
     # what is loaded stays: the collector need not look at it again
     gc.collect()
     gc.freeze()
-    frames.send(Kind.READY, executor.describe().SerializeToString())
+    frames.send(Kind.READY, executor.describe().SerializeToString(), "; ".join(complaints).encode())
     while (frame := frames.receive()) is not None:
         if frame.kind != Kind.RUN:
             raise FrameError(f"a frame of kind {frame.kind} came: only RUN can follow")
+        limit_processor(decode_integer(frame.parts[3]), spec.threads)
         outcome, detail, result, properties = _run(executor, frame)
         frames.send(Kind.DONE, frame.parts[0], outcome.encode(), detail.encode(), result, properties)
 
 
-def _run(executor: Any, frame: Frame) -> tuple[RunOutcome, str, bytes, bytes]:
+def _make_executor(name: str, spec: DeviceSpec) -> Executor:
+    """Imports only what the kind needs, and only now: it takes most of a worker's start."""
+
+    def draw_seed() -> int:
+        return secrets.randbits(63)
+
+    if spec.kind not in KINDS:
+        return load_kind(spec.kind)(name, spec, draw_seed)
+    from cadenza_server.execution.executor import AerExecutor
+
+    return AerExecutor(name, spec, draw_seed)
+
+
+def _run(executor: Executor, frame: Frame) -> tuple[RunOutcome, str, bytes, bytes]:
     from cadenza_server.execution.errors import ProgramError
 
-    attempt, epoch, program, *rest = frame.parts
+    attempt, epoch, age, _limit, program, *rest = frame.parts
     try:
         circuits = {rest[i]: Circuit.FromString(rest[i + 1]) for i in range(0, len(rest), 2)}
         executed = executor.execute(
-            Program.FromString(program), circuits, epoch=decode_integer(epoch), attempt=decode_integer(attempt)
+            Program.FromString(program),
+            circuits,
+            epoch=decode_integer(epoch),
+            attempt=decode_integer(attempt),
+            age_ns=decode_integer(age),
         )
         properties = b"" if executed.properties is None else executed.properties.SerializeToString()
         return RunOutcome.SUCCEEDED, "", executed.result.SerializeToString(), properties
