@@ -49,7 +49,7 @@ from cadenza_server.config import Address, Config, DeviceConfig, check_exposure
 from cadenza_server.engine import DevicePlan, Engine, Ids, TimeOrderedIds
 from cadenza_server.execution.device import Device
 from cadenza_server.execution.runs import RunReport
-from cadenza_server.execution.spec import METHODS
+from cadenza_server.execution.spec import KINDS, METHODS
 from cadenza_server.store.errors import StoreError
 from cadenza_server.store.store import Store
 from cadenza_server.tokens import TokenBook
@@ -219,8 +219,8 @@ def _facts(name: str, device: DeviceConfig) -> DeviceFacts:
     return DeviceFacts(
         name=name,
         num_qubits=device.spec.num_qubits,
-        methods=METHODS,
-        noisy=device.spec.kind == "generic" and device.spec.noise,
+        methods=METHODS if device.spec.kind in KINDS else (),
+        noisy=device.spec.is_noisy,
         default_shots=device.spec.default_shots,
         calibration_duration=device.settings.calibration_duration,
     )
