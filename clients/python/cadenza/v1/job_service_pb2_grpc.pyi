@@ -67,7 +67,7 @@ class JobServiceStub:
     """Submits jobs one after the other over one stream: each message is answered as `SubmitJob` would answer it, in
     order, and a refusal of one job does not end the stream. It saves what setting up a call costs, for a program that
     submits a job, waits for it, and submits the next. Whoever calls is asked for once, when the stream begins. A message
-    that is not one of this RPC, or too large, ends the stream; so does a server that stops, with OK: a job whose answer
+    that is not one of this RPC, or too large, ends the stream; so does a server that stops: a job whose answer
     did not come is submitted again with `SubmitJob` and the same `request_id`. The codes are those of an answer's
     `refusal`.
 
@@ -179,7 +179,7 @@ class JobServiceAsyncStub(JobServiceStub):
     """Submits jobs one after the other over one stream: each message is answered as `SubmitJob` would answer it, in
     order, and a refusal of one job does not end the stream. It saves what setting up a call costs, for a program that
     submits a job, waits for it, and submits the next. Whoever calls is asked for once, when the stream begins. A message
-    that is not one of this RPC, or too large, ends the stream; so does a server that stops, with OK: a job whose answer
+    that is not one of this RPC, or too large, ends the stream; so does a server that stops: a job whose answer
     did not come is submitted again with `SubmitJob` and the same `request_id`. The codes are those of an answer's
     `refusal`.
 
@@ -306,7 +306,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         """Submits jobs one after the other over one stream: each message is answered as `SubmitJob` would answer it, in
         order, and a refusal of one job does not end the stream. It saves what setting up a call costs, for a program that
         submits a job, waits for it, and submits the next. Whoever calls is asked for once, when the stream begins. A message
-        that is not one of this RPC, or too large, ends the stream; so does a server that stops, with OK: a job whose answer
+        that is not one of this RPC, or too large, ends the stream; so does a server that stops: a job whose answer
         did not come is submitted again with `SubmitJob` and the same `request_id`. The codes are those of an answer's
         `refusal`.
 
