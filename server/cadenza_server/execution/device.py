@@ -31,7 +31,7 @@ from cadenza_server.execution.protocol import (
     encode_integer,
 )
 from cadenza_server.execution.runs import Assignment, RunReport
-from cadenza_server.execution.spec import DeviceSpec
+from cadenza_server.execution.spec import KINDS, DeviceSpec
 from cadenza_server.model.settings import SECOND
 from cadenza_server.model.words import RunOutcome
 
@@ -300,9 +300,14 @@ class Device:
     def _warm(self, worker: "_Worker", frame: Frame) -> None:
         """A worker has loaded its model."""
         try:
-            self.description = DeviceDescription.FromString(frame.parts[0])
+            found = DeviceDescription.FromString(frame.parts[0])
         except DecodeError as error:
             raise FrameError("READY holds no device") from error
+        if self.spec.kind in KINDS:
+            self.description = found
+        else:  # a plugin says what it wants to
+            self.description = describe_spec(self.name, self.spec)
+            self.description.MergeFrom(found)
         unprotected = frame.parts[1].decode(errors="replace")
         if unprotected != self._told:
             self._told = unprotected
