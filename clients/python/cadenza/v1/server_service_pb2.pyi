@@ -160,6 +160,11 @@ class ServerLimits(_message.Message):
     QUEUED_JOBS_MAX_FIELD_NUMBER: _builtins.int
     SESSIONS_PER_USER_MAX_FIELD_NUMBER: _builtins.int
     WATCHES_PER_CONNECTION_MAX_FIELD_NUMBER: _builtins.int
+    WATCHES_PER_USER_MAX_FIELD_NUMBER: _builtins.int
+    CIRCUITS_PER_JOB_MAX_FIELD_NUMBER: _builtins.int
+    RESULT_AGE_MAX_FIELD_NUMBER: _builtins.int
+    RESULT_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    RESULT_AGE_MIN_FIELD_NUMBER: _builtins.int
     message_bytes_max: _builtins.int
     """Bytes of one message, either way."""
     inline_result_bytes_max: _builtins.int
@@ -178,6 +183,20 @@ class ServerLimits(_message.Message):
     """Sessions of one user that are not CLOSED."""
     watches_per_connection_max: _builtins.int
     """Watches of one connection."""
+    watches_per_user_max: _builtins.int
+    """Watches of one user, over all connections."""
+    circuits_per_job_max: _builtins.int
+    """Different circuits in one job."""
+    result_bytes_max: _builtins.int
+    """Bytes of all results that are kept; beyond them the oldest are deleted."""
+    @_builtins.property
+    def result_age_max(self) -> _duration_pb2.Duration:
+        """How long results are kept after their job's end; absent: as long as there is room."""
+
+    @_builtins.property
+    def result_age_min(self) -> _duration_pb2.Duration:
+        """How long a result is kept in any case; absent: no time."""
+
     def __init__(
         self,
         *,
@@ -190,10 +209,15 @@ class ServerLimits(_message.Message):
         queued_jobs_max: _builtins.int = ...,
         sessions_per_user_max: _builtins.int = ...,
         watches_per_connection_max: _builtins.int = ...,
+        watches_per_user_max: _builtins.int = ...,
+        circuits_per_job_max: _builtins.int = ...,
+        result_age_max: _duration_pb2.Duration | None = ...,
+        result_bytes_max: _builtins.int = ...,
+        result_age_min: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result_age_max", b"result_age_max", "result_age_min", b"result_age_min"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inline_result_bytes_max", b"inline_result_bytes_max", "jobs_per_call_max", b"jobs_per_call_max", "message_bytes_max", b"message_bytes_max", "pubs_per_job_max", b"pubs_per_job_max", "queued_jobs_max", b"queued_jobs_max", "queued_jobs_per_user_max", b"queued_jobs_per_user_max", "sessions_per_user_max", b"sessions_per_user_max", "shots_per_pub_max", b"shots_per_pub_max", "watches_per_connection_max", b"watches_per_connection_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuits_per_job_max", b"circuits_per_job_max", "inline_result_bytes_max", b"inline_result_bytes_max", "jobs_per_call_max", b"jobs_per_call_max", "message_bytes_max", b"message_bytes_max", "pubs_per_job_max", b"pubs_per_job_max", "queued_jobs_max", b"queued_jobs_max", "queued_jobs_per_user_max", b"queued_jobs_per_user_max", "result_age_max", b"result_age_max", "result_age_min", b"result_age_min", "result_bytes_max", b"result_bytes_max", "sessions_per_user_max", b"sessions_per_user_max", "shots_per_pub_max", b"shots_per_pub_max", "watches_per_connection_max", b"watches_per_connection_max", "watches_per_user_max", b"watches_per_user_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
