@@ -140,6 +140,7 @@ class Server:
         await self._health.enter_graceful_shutdown()
         # While the engine stops, the server still answers: callers hear STOPPING, watchers the end of their streams.
         await self.engine.stop(grace_seconds)
+        self._jobs.end_streams()
         await server.stop(_CLOSING_SECONDS)
         _log.info("stopped")
 
@@ -174,7 +175,8 @@ class Server:
         )
         server_service_pb2_grpc.add_ServerServiceServicer_to_server(about, server)
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(scope), server)
-        job_service_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(scope, submitter, config.limits), server)
+        self._jobs = JobServicer(scope, submitter, config.limits, errors)
+        job_service_pb2_grpc.add_JobServiceServicer_to_server(self._jobs, server)
         device_service_pb2_grpc.add_DeviceServiceServicer_to_server(
             DeviceServicer(scope, submitter, self._describe), server
         )

@@ -1,10 +1,12 @@
 """The Python library without a server: what it offers, what it loads, how it writes and reads."""
 
+import copy
 import hashlib
 import io
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import cadenza
 import numpy as np
@@ -12,9 +14,11 @@ import pytest
 from cadenza import EstimatorOptions, InvalidRequestError, OptionError, SamplerOptions, make_circuit, sampler_program
 from cadenza._backend import make_target
 from cadenza._codec import (
+    OBSERVABLES_REMEMBERED_MAX,
     QPY_VERSION,
     CircuitWriter,
     CountedBitArray,
+    ObservablesMemory,
     choose_qpy_version,
     decode_result,
     encode_estimator,
@@ -302,7 +306,7 @@ def test_parameter_values_in_several_arrays_become_one() -> None:
     circuit.u(a, b, c, 0)
     bound = {(a, c): [[1.0, 3.0], [10.0, 30.0]], b: [2.0, 20.0]}
     (pub,) = encode_estimator(
-        [EstimatorPub.coerce((circuit, "Z", bound))], writer(), program_pb2.ExecutionOptions(), 0.0
+        [EstimatorPub.coerce((circuit, "Z", bound))], writer(), program_pb2.ExecutionOptions(), 0.0, ObservablesMemory()
     ).estimator.pubs
     values = dict(zip(pub.parameter_names, array_from_tensor(pub.parameter_values).T.tolist(), strict=True))
     assert values == {"a": [1.0, 10.0], "b": [2.0, 20.0], "c": [3.0, 30.0]}
@@ -325,6 +329,44 @@ def test_observables_keep_their_shape_and_terms() -> None:
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "observables",
+    ["XZ", ["XX", "ZZ"], SparsePauliOp("XY"), [[SparsePauliOp(["XX", "IZ"], [0.5, 2.0])], ["YY"]]],
+)
+def test_observables_that_came_before_are_those_that_qiskit_makes_of_them(observables: Any) -> None:
+    memory = ObservablesMemory()
+    first = memory.recall(observables)
+    assert first is not None
+    assert id(memory.recall(copy.deepcopy(observables))) == id(first)
+    assert memory.encode(first) is memory.encode(first)
+    expected: Any = ObservablesArray.coerce(observables)
+    assert first.tolist() == expected.tolist()
+    assert first.shape == expected.shape
+    assert memory.encode(first) == encode_observables(expected)
+
+
+def test_an_operator_that_was_changed_in_place_is_another_observable() -> None:
+    memory, operator = ObservablesMemory(), SparsePauliOp(["XX", "ZZ"], [1.0, 2.0])
+    first = memory.recall(operator)
+    operator.coeffs[1] = 3.0
+    second = memory.recall(operator)
+    assert first is not None
+    assert second is not None
+    assert (first[()]["ZZ"], second[()]["ZZ"]) == (2.0, 3.0)
+    operator.paulis[0] = "YY"
+    assert "YY" in memory.recall(operator)[()]  # type: ignore[index]
+
+
+def test_only_so_many_observables_are_remembered_and_what_is_no_observable_is_left_to_qiskit() -> None:
+    memory = ObservablesMemory()
+    for number in range(OBSERVABLES_REMEMBERED_MAX + 5):
+        memory.recall(SparsePauliOp("Z", number + 1))
+    assert len(memory.entries) == OBSERVABLES_REMEMBERED_MAX
+    assert memory.recall({"Z": 1.0}) is None
+    assert memory.recall(SparsePauliOp("Z", [Parameter("a")])) is None
+    assert memory.recall([]) is None
 
 
 def test_a_sampler_result_has_qiskit_s_types_and_shapes() -> None:

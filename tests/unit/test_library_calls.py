@@ -71,7 +71,7 @@ class Script:
     """A servicer of every service: each RPC is what `on` says, and `calls` notes the requests."""
 
     def __init__(self) -> None:
-        self.on: dict[str, Handler] = {}
+        self.on: dict[str, Handler] = {"SubmitJobStream": lambda _, context: refuse(context, code_pb2.UNIMPLEMENTED)}
         self.calls: list[tuple[str, Any]] = []
         self.metadata: list[dict[str, Any]] = []
 
@@ -200,6 +200,13 @@ def test_an_unavailable_server_is_asked_again_with_the_same_request_id(
     assert slept == [0.1, 0.2, 0.4]
     client.cancel_job("x")
     assert script.requests("CancelJob")[-1].request_id == "id-1"
+
+
+def test_a_call_that_a_stopping_server_cancels_is_tried_again(script: Script, client: Client) -> None:
+    answer = job_service_pb2.CancelJobResponse(job=job_pb2.Job(job_id="x"))
+    script.on["CancelJob"] = failing(2, lambda *_: answer, code_pb2.CANCELLED, "")
+    assert client.cancel_job("x").job_id == "x"
+    assert len({request.request_id for request in script.requests("CancelJob")}) == 1
 
 
 def test_after_all_attempts_the_failure_is_told(script: Script, client: Client, slept: list[float]) -> None:
@@ -615,6 +622,133 @@ def test_a_circuit_goes_to_a_session_once_and_whole_again_when_it_is_unknown(
     assert kinds == [["qpy", "digest"], ["digest"], ["digest"], ["qpy"]]
     assert len({request.request_id for request in sent}) == 4
     assert (list(sent[0].job.tags), sent[0].job.priority, sent[0].job.session_id) == (["a"], 3, "s1")
+
+
+# --- the stream of submissions ----------------------------------------------------------------------------------------
+
+
+def streaming(
+    desk: Desk, alter: Callable[[int, job_service_pb2.SubmitJobStreamResponse], object] = lambda *_: None
+) -> Handler:
+    """Answers as `SubmitJob` does; `alter` sees each answer with its number in all streams, and what it raises ends
+    the stream."""
+    count = iter(range(1_000))
+
+    def answer(requests: Any, context: grpc.ServicerContext) -> Iterator[job_service_pb2.SubmitJobStreamResponse]:
+        for request in requests:
+            made = job_service_pb2.SubmitJobStreamResponse(request_id=request.request_id)
+            made.job.CopyFrom(desk.take(request, context).job)
+            alter(next(count), made)
+            yield made
+
+    return answer
+
+
+def test_jobs_after_the_first_go_over_one_stream(script: Script, desk: Desk, session: Session) -> None:
+    script.on["SubmitJobStream"] = streaming(desk)
+    sampler = SamplerV2(mode=session)
+    ids = [sampler.run([bell()]).job_id() for _ in range(4)]
+    assert ids == ["job-0", "job-1", "job-2", "job-3"]
+    names = [name for name, _ in script.calls]
+    assert (names.count("SubmitJob"), names.count("SubmitJobStream")) == (1, 1)
+
+
+def test_a_server_without_the_stream_is_asked_for_it_once(script: Script, session: Session) -> None:
+    sampler = SamplerV2(mode=session)
+    for _ in range(4):
+        assert sampler.run([bell()]).result(PATIENCE_S)
+    names = [name for name, _ in script.calls]
+    assert (names.count("SubmitJob"), names.count("SubmitJobStream")) == (4, 1)
+
+
+def test_an_answer_that_did_not_come_is_asked_for_again_with_the_same_request_id(
+    script: Script, desk: Desk, session: Session
+) -> None:
+    seen: list[str] = []
+
+    def lose(number: int, answer: job_service_pb2.SubmitJobStreamResponse) -> None:
+        seen.append(answer.request_id)
+        if number == 1:
+            raise RuntimeError("the connection is lost after the job was taken")
+
+    stream = streaming(desk, lose)
+
+    def answer(requests: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            yield from stream(requests, context)
+        except RuntimeError:
+            context.abort(grpc.StatusCode.CANCELLED, "the server stops")
+
+    script.on["SubmitJobStream"] = answer
+    sampler = SamplerV2(mode=session)
+    for _ in range(4):
+        sampler.run([bell()]).result(PATIENCE_S)
+    again = script.requests("SubmitJob")[1]
+    assert again.request_id == seen[1]
+    assert [name for name, _ in script.calls].count("SubmitJobStream") == 2
+
+
+def test_a_refusal_in_the_stream_is_the_same_exception_as_that_of_a_call(
+    script: Script, desk: Desk, session: Session
+) -> None:
+    status = status_pb2.Status(code=code_pb2.RESOURCE_EXHAUSTED, message="too many jobs")
+    status.details.add().Pack(error_details_pb2.ErrorInfo(domain="cadenza", reason="QUOTA_USER_JOBS"))
+
+    def turn(number: int, answer: job_service_pb2.SubmitJobStreamResponse) -> None:
+        if number == 0:
+            answer.refusal.MergeFromString(status.SerializeToString())
+
+    script.on["SubmitJobStream"] = streaming(desk, turn)
+    sampler = SamplerV2(mode=session)
+    sampler.run([bell()])
+    with pytest.raises(ExhaustedError, match="too many jobs") as caught:
+        sampler.run([bell()])
+    assert caught.value.reason == "QUOTA_USER_JOBS"
+    assert sampler.run([bell()]).job_id()
+    names = [name for name, _ in script.calls]
+    assert (names.count("SubmitJob"), names.count("SubmitJobStream")) == (1, 1)
+
+
+def test_what_the_stream_cannot_take_now_is_tried_again_by_calls(script: Script, desk: Desk, session: Session) -> None:
+    status = status_pb2.Status(code=code_pb2.UNAVAILABLE, message="the disk")
+    status.details.add().Pack(error_details_pb2.ErrorInfo(domain="cadenza", reason="STORE_UNAVAILABLE"))
+    script.on["SubmitJobStream"] = streaming(
+        desk,
+        lambda _, answer: answer.refusal.MergeFrom(
+            job_service_pb2.SubmitJobStreamResponse().refusal.FromString(status.SerializeToString())
+        ),
+    )
+    script.on["SubmitJob"] = failing(2, desk.take)
+    sampler = SamplerV2(mode=session)
+    assert sampler.run([bell()]).result(PATIENCE_S)
+    assert sampler.run([bell()]).result(PATIENCE_S)
+
+
+def test_a_stream_that_does_not_answer_in_time_is_a_timeout(script: Script, desk: Desk, target: str) -> None:
+    ended = threading.Event()
+
+    def never(_requests: Any, context: grpc.ServicerContext) -> Iterator[job_service_pb2.SubmitJobStreamResponse]:
+        context.add_callback(ended.set)
+        ended.wait(PATIENCE_S)
+        yield from ()
+
+    script.on["SubmitJobStream"] = never
+    with Client(target, user="ada", timeout_s=0.2) as client:
+        program = cadenza.sampler_program("OPENQASM 3; qubit q; bit c; c = measure q;")
+        assert client.submit_job(program, device="aer").job_id
+        with pytest.raises(CadenzaTimeoutError):
+            client.submit_job(program, device="aer")
+        assert ended.wait(PATIENCE_S)
+
+
+def test_several_threads_submit_at_once(script: Script, desk: Desk, target: str) -> None:
+    script.on["SubmitJobStream"] = streaming(desk)
+    program = cadenza.sampler_program("OPENQASM 3; qubit q; bit c; c = measure q;")
+    with Client(target, user="ada") as client, ThreadPoolExecutor(4) as threads:
+        jobs = list(threads.map(lambda _: client.submit_job(program, device="aer").job_id, range(40)))
+    assert len(jobs) == 40
+    names = [name for name, _ in script.calls]
+    assert names.count("SubmitJobStream") <= 1
 
 
 def test_an_unknown_circuit_that_was_sent_whole_is_told(script: Script, session: Session) -> None:

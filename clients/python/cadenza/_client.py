@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from cadenza import _requests as requests
 from cadenza._errors import CadenzaError
+from cadenza._submissions import Submissions
 from cadenza._times import Instant, Length
 from cadenza._transport import TIMEOUT_DEFAULT, Endpoint, Retry, Tls, Transport, Watch
 from cadenza.v1 import (
@@ -86,6 +87,7 @@ class Client:
         self._jobs = job_service_pb2_grpc.JobServiceStub(channel)
         self._reservations = reservation_service_pb2_grpc.ReservationServiceStub(channel)
         self._shares = share_service_pb2_grpc.ShareServiceStub(channel)
+        self._submissions = Submissions(self._transport, self._jobs.SubmitJobStream, timeout_s)
 
     @property
     def target(self) -> str:
@@ -99,6 +101,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection."""
+        self._submissions.close()
         self._transport.close()
 
     def __enter__(self) -> "Client":
@@ -231,9 +234,12 @@ class Client:
 
     def submit_job_spec(self, spec: job_pb2.JobSpec) -> job_pb2.Job:
         """Submit one job."""
-        return self._call(
-            self._jobs.SubmitJob, job_service_pb2.SubmitJobRequest(request_id=self._new_id(), job=spec)
-        ).job
+        request_id = self._new_id()
+        job = self._submissions.submit(request_id, spec)
+        if job is None:
+            request = job_service_pb2.SubmitJobRequest(request_id=request_id, job=spec)
+            job = self._call(self._jobs.SubmitJob, request).job
+        return job
 
     def submit_jobs(self, specs: Sequence[job_pb2.JobSpec]) -> list[job_service_pb2.SubmittedJob]:
         """Submit many jobs at once, all or none (see `cadenza.job_spec`); the first wrong one refuses all."""

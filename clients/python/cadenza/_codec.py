@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,6 +15,7 @@ from qiskit.primitives.containers.bindings_array import BindingsArray
 from qiskit.primitives.containers.estimator_pub import EstimatorPub
 from qiskit.primitives.containers.observables_array import ObservablesArray
 from qiskit.primitives.containers.sampler_pub import SamplerPub
+from qiskit.quantum_info import SparsePauliOp
 
 from cadenza._errors import InvalidRequestError
 from cadenza._times import read_seconds
@@ -44,8 +45,12 @@ QPY_VERSION_MIN: Final[int] = qpy.common.QPY_COMPATIBILITY_VERSION
 """The oldest that it can still write."""
 
 
+OBSERVABLES_REMEMBERED_MAX: Final = 64
+"""Of how many PUBs, and how many of one list."""
+
+
 class CountedBitArray(BitArray):  # type: ignore[misc]
-    """Qiskit's `BitArray` that counts in C: `get_counts` of 1000 shots takes 0.04 ms instead of 0.7."""
+    """Qiskit's `BitArray` that counts in C: `get_counts` of 1000 shots of up to 8 bits takes 0.01 ms instead of 0.7."""
 
     def _get_counts(
         self, *, loc: int | tuple[int, ...] | None, converter: Callable[[bytes], str | int]
@@ -55,6 +60,10 @@ class CountedBitArray(BitArray):  # type: ignore[misc]
         if size == 0 or (loc is not None and rows.ndim != 2):
             return super()._get_counts(loc=loc, converter=converter)  # type: ignore[no-any-return]
         counts: dict[Any, int] = {}
+        if size == 1:
+            found, data = np.bincount(rows.reshape(-1)), rows.tobytes()
+            shots = sorted((bytes((value,)) for value in np.flatnonzero(found).tolist()), key=data.index)
+            return {converter(shot): int(found[shot[0]]) for shot in shots}
         for shot, count in Counter(np.frombuffer(rows.tobytes(), f"V{size}").tolist()).items():
             key = converter(shot)
             counts[key] = counts.get(key, 0) + count
@@ -91,6 +100,48 @@ class CircuitWriter:
         return Circuit(qpy=data)
 
 
+@dataclass
+class ObservablesMemory:
+    """Observables that were coerced and encoded before: iterative programs send the same ones again and again, and
+    eight of them cost more than the rest of a PUB. Remembered by content, as operators can be changed in place.
+    """
+
+    entries: OrderedDict[object, tuple[ObservablesArray, ObservablesArrayMessage]] = field(default_factory=OrderedDict)
+
+    def recall(self, observables: object) -> ObservablesArray | None:
+        """The array that `observables` are; None for what it does not know how to compare, or what is wrong."""
+        key = _observables_key(observables)
+        if key is None:
+            return None
+        entry = self.entries.get(key)
+        if entry is None:
+            array = ObservablesArray.coerce(observables)
+            entry = self.entries[key] = (array, encode_observables(array))
+            if len(self.entries) > OBSERVABLES_REMEMBERED_MAX:
+                self.entries.popitem(last=False)
+        return entry[0]
+
+    def encode(self, array: ObservablesArray) -> ObservablesArrayMessage:
+        """The message for an array; that of `recall` at once."""
+        for known, message in self.entries.values():
+            if known is array:
+                return message
+        return encode_observables(array)
+
+
+def _observables_key(observables: Any) -> object:
+    """Equal for equal observables; None: no telling."""
+    if isinstance(observables, str):
+        return observables
+    if type(observables) is SparsePauliOp and observables.coeffs.dtype == np.complex128:
+        paulis = observables.paulis
+        return (paulis.x.tobytes(), paulis.z.tobytes(), paulis.phase.tobytes(), observables.coeffs.tobytes())
+    if type(observables) is list and 0 < len(observables) <= OBSERVABLES_REMEMBERED_MAX:
+        keys = tuple(map(_observables_key, observables))
+        return None if None in keys else keys
+    return None
+
+
 def choose_qpy_version(server_min: int, server_max: int) -> int:
     """The newest QPY version that this Qiskit writes and the server reads. Raises `InvalidRequestError` if none."""
     version = min(QPY_VERSION, server_max) if server_max else QPY_VERSION
@@ -116,12 +167,16 @@ def encode_sampler(
 
 
 def encode_estimator(
-    pubs: Iterable[EstimatorPub], writer: CircuitWriter, options: ExecutionOptions, default_precision: float | None
+    pubs: Iterable[EstimatorPub],
+    writer: CircuitWriter,
+    options: ExecutionOptions,
+    default_precision: float | None,
+    memory: ObservablesMemory,
 ) -> Program:
     """A call of the Estimator."""
     return Program(
         estimator=EstimatorJob(
-            pubs=[_encode_estimator_pub(pub, writer) for pub in pubs],
+            pubs=[_encode_estimator_pub(pub, writer, memory) for pub in pubs],
             default_precision=default_precision,
             options=options,
         )
@@ -135,11 +190,11 @@ def _encode_sampler_pub(pub: SamplerPub, writer: CircuitWriter) -> SamplerPubMes
     )
 
 
-def _encode_estimator_pub(pub: EstimatorPub, writer: CircuitWriter) -> EstimatorPubMessage:
+def _encode_estimator_pub(pub: EstimatorPub, writer: CircuitWriter, memory: ObservablesMemory) -> EstimatorPubMessage:
     names, values = _encode_bindings(pub.parameter_values)
     return EstimatorPubMessage(
         circuit=writer.write(pub.circuit),
-        observables=encode_observables(pub.observables),
+        observables=memory.encode(pub.observables),
         parameter_values=values,
         parameter_names=names,
         precision=pub.precision,

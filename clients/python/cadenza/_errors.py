@@ -84,7 +84,10 @@ class ExhaustedError(CadenzaError):
 
 
 class UnavailableError(CadenzaError):
-    """UNAVAILABLE, after the retries: the server cannot be reached, is stopping, or cannot write to its disk."""
+    """UNAVAILABLE, after the retries: the server cannot be reached, is stopping, or cannot write to its disk.
+
+    CANCELLED, too: a server that has stopped ends so the calls that it has not answered.
+    """
 
 
 class InternalError(CadenzaError):
@@ -126,18 +129,24 @@ _BY_CODE: Final[dict[str, type[CadenzaError]]] = {
     "OUT_OF_RANGE": OutOfRangeError,
     "RESOURCE_EXHAUSTED": ExhaustedError,
     "UNAVAILABLE": UnavailableError,
+    "CANCELLED": UnavailableError,
     "DEADLINE_EXCEEDED": CadenzaTimeoutError,
     "INTERNAL": InternalError,
     "UNKNOWN": InternalError,
 }
 
+_CODE_NAMES: Final[dict[int, str]] = {code.value[0]: code.name for code in grpc.StatusCode}
 
-def make_error(
-    code: str, message: str, metadata: Iterable[tuple[str, str | bytes]] = (), target: str = ""
-) -> CadenzaError:
-    """The exception for a call that ended with `code`; `metadata` is the trailing metadata with the status details."""
+
+def map_status(status: status_pb2.Status, target: str) -> CadenzaError:
+    """The exception for a refusal that came in a message."""
+    return make_error(_CODE_NAMES.get(status.code, "UNKNOWN"), status.message, status.details, target)
+
+
+def make_error(code: str, message: str, details: Iterable[Any] = (), target: str = "") -> CadenzaError:
+    """The exception for a call that ended with `code`; `details` are those of its `google.rpc.Status`."""
     reason, field, facts, retry_after = "", "", dict[str, str](), None
-    for detail in _read_details(metadata):
+    for detail in details:
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             info = error_details_pb2.ErrorInfo()
             detail.Unpack(info)
@@ -152,7 +161,7 @@ def make_error(
             detail.Unpack(retry)
             retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos * 1e-9
     kind = NotReadyError if reason == "RESULT_NOT_READY" else _BY_CODE.get(code, CadenzaError)
-    if kind is UnavailableError and not reason:
+    if code == "UNAVAILABLE" and not reason:
         message = (
             f"cannot reach a server at {target}: start one with `cadenza serve`, or name another target ({message})"
         )
@@ -183,7 +192,8 @@ def map_error(error: grpc.RpcError, target: str) -> CadenzaError:
     """The exception for what a blocking or asyncio call of gRPC raised."""
     call = cast(FailedCall, error)
     code = call.code()
-    return make_error(code.name if code else "UNKNOWN", call.details() or "", call.trailing_metadata() or (), target)
+    details = _read_details(call.trailing_metadata() or ())
+    return make_error(code.name if code else "UNKNOWN", call.details() or "", details, target)
 
 
 def _read_details(metadata: Iterable[tuple[str, str | bytes]]) -> Iterable[Any]:

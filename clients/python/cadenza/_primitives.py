@@ -10,7 +10,7 @@ from qiskit.primitives.containers.estimator_pub import EstimatorPub
 from qiskit.primitives.containers.sampler_pub import SamplerPub
 
 from cadenza._backend import CadenzaBackend
-from cadenza._codec import CircuitWriter, encode_estimator, encode_sampler
+from cadenza._codec import CircuitWriter, ObservablesMemory, encode_estimator, encode_sampler
 from cadenza._errors import InvalidRequestError
 from cadenza._job import Job
 from cadenza._options import EstimatorOptions, SamplerOptions
@@ -138,6 +138,7 @@ class EstimatorV2(_Primitive, BaseEstimatorV2):  # type: ignore[misc]
     ) -> None:
         super().__init__(mode)
         self._options = EstimatorOptions.make(options)
+        self._memory = ObservablesMemory()
 
     @property
     def options(self) -> EstimatorOptions:
@@ -151,12 +152,17 @@ class EstimatorV2(_Primitive, BaseEstimatorV2):  # type: ignore[misc]
         with `data.evs` and `data.stds`. Raises `ValueError` or `TypeError` for PUBs that are none, `CadenzaError` for
         what the server refuses.
         """
-        coerced = [EstimatorPub.coerce(pub, precision) for pub in pubs]
+        coerced = [self._coerce(pub, precision) for pub in pubs]
         _check_some(coerced)
-        options = self._options
+        options, memory = self._options, self._memory
         return self._submit(
-            lambda writer: encode_estimator(coerced, writer, options.execution(), options.precision()), options
+            lambda writer: encode_estimator(coerced, writer, options.execution(), options.precision(), memory), options
         )
+
+    def _coerce(self, pub: EstimatorPubLike, precision: float | None) -> EstimatorPub:
+        if isinstance(pub, tuple) and len(pub) > 1 and (known := self._memory.recall(pub[1])) is not None:
+            pub = (pub[0], known, *pub[2:])
+        return EstimatorPub.coerce(pub, precision)
 
 
 def _check_some(pubs: list[Any]) -> None:

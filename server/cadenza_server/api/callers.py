@@ -132,6 +132,10 @@ class Gate(grpc.aio.ServerInterceptor):
             return grpc.unary_unary_rpc_method_handler(
                 self._guard_unary(method, handler.unary_unary, parse), None, handler.response_serializer
             )
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(
+                self._guard_conversation(method, handler.stream_stream, parse), None, handler.response_serializer
+            )
         return grpc.unary_stream_rpc_method_handler(
             self._guard_stream(method, handler.unary_stream, parse), None, handler.response_serializer
         )
@@ -155,6 +159,27 @@ class Gate(grpc.aio.ServerInterceptor):
         async def call(data: bytes, context: Context) -> AsyncIterator[Message]:
             try:
                 async for message in answer(self._let_in(data, context, parse), context):
+                    yield message
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                await self._errors.abort(context, method, error)
+
+        return call
+
+    def _guard_conversation(
+        self,
+        method: str,
+        answer: Callable[[AsyncIterator[Any], Context], AsyncIterator[Message]],
+        parse: Callable[[bytes], Message],
+    ) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[Message]]:
+        async def read(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
+            async for data in requests:
+                yield self._let_in(data, context, parse)
+
+        async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
+            try:
+                async for message in answer(read(requests, context), context):
                     yield message
             except grpc.aio.AbortError:
                 raise

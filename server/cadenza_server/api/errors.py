@@ -101,8 +101,13 @@ class ErrorMapper:
         self, context: "grpc.aio.ServicerContext[Message, Message]", method: str, error: BaseException
     ) -> NoReturn:
         """End the call with what `error` means. What nobody foresaw is logged; the server lives on."""
+        code = _CODES[error.code] if isinstance(error, Refusal) else grpc.StatusCode.INTERNAL
+        await _abort(context, code, self.explain(method, error))
+
+    def explain(self, method: str, error: BaseException) -> Status:
+        """The rich status of what went wrong in `method`."""
         if isinstance(error, Refusal):
-            await _abort(context, _CODES[error.code], describe(error))
+            return describe(error)
         reference = self._make_reference()
         _log.error("%s failed, reference %s", method, reference, exc_info=error)
         status = Status(
@@ -110,7 +115,7 @@ class ErrorMapper:
             message=f"the server failed; this is a bug of it, not of your call. Its log has more under {reference}",
         )
         _add(status, ErrorInfo(domain=DOMAIN, reason="INTERNAL_ERROR", metadata={"reference": reference}))
-        await _abort(context, grpc.StatusCode.INTERNAL, status)
+        return status
 
 
 async def _abort(

@@ -1,9 +1,18 @@
 """`JobService`: submits jobs, follows them, and reads what came of them."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final
 
-from cadenza.v1 import job_pb2, job_service_pb2, job_service_pb2_grpc, program_pb2, result_pb2, session_service_pb2
+from cadenza.v1 import (
+    errors_pb2,
+    job_pb2,
+    job_service_pb2,
+    job_service_pb2_grpc,
+    program_pb2,
+    result_pb2,
+    session_service_pb2,
+)
 
 from cadenza_server.api.callers import Context, current_caller
 from cadenza_server.api.conversion import (
@@ -14,7 +23,7 @@ from cadenza_server.api.conversion import (
     to_job,
     to_run,
 )
-from cadenza_server.api.errors import RefusalWithState
+from cadenza_server.api.errors import ErrorMapper, RefusalWithState
 from cadenza_server.api.fields import (
     check_id,
     check_length,
@@ -140,11 +149,14 @@ class JobSubmitter:
 class JobServicer(job_service_pb2_grpc.JobServiceServicer):
     """Jobs. A user sees and changes the user's own, an operator everybody's; the engine refuses the rest."""
 
-    def __init__(self, scope: Scope, submitter: JobSubmitter, limits: Limits) -> None:
+    def __init__(self, scope: Scope, submitter: JobSubmitter, limits: Limits, errors: ErrorMapper) -> None:
         self._scope = scope
         self._engine = scope.engine
         self._submitter = submitter
         self._limits = limits
+        self._errors = errors
+        self._streams: set[asyncio.Task[object]] = set()
+        """Of submissions, while they are open."""
 
     # --- submitting -----------------------------------------------------------------------------------------------
 
@@ -152,6 +164,12 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
         self, request: job_service_pb2.SubmitJobRequest, context: Context
     ) -> job_service_pb2.SubmitJobResponse:
         """One job; it is on disk when this answers."""
+        return job_service_pb2.SubmitJobResponse(job=await self._submit(request))
+
+    async def _submit(
+        self, request: job_service_pb2.SubmitJobRequest | job_service_pb2.SubmitJobStreamRequest
+    ) -> job_pb2.Job:
+        """Both messages have the same bytes for the same job, and so the same key."""
         caller = current_caller()
         key = make_key(caller, "SubmitJob", request.request_id, request) if request.request_id else None
         try:
@@ -159,7 +177,36 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
             (view,) = await self._engine.submit((command,), (content,), key)
         except Refusal as refusal:
             raise moved(refusal, "job") if refusal.field is not None else refusal from None
-        return job_service_pb2.SubmitJobResponse(job=to_job(view))
+        return to_job(view)
+
+    async def SubmitJobStream(
+        self, requests: AsyncIterator[job_service_pb2.SubmitJobStreamRequest], context: Context
+    ) -> AsyncIterator[job_service_pb2.SubmitJobStreamResponse]:
+        """Jobs one after the other."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams.add(task)
+        try:
+            async for request in requests:
+                try:
+                    answer = job_service_pb2.SubmitJobStreamResponse(job=await self._submit(request))
+                except Exception as error:
+                    status = self._errors.explain("SubmitJobStream", error)
+                    refusal = errors_pb2.Refusal.FromString(status.SerializeToString())
+                    answer = job_service_pb2.SubmitJobStreamResponse(refusal=refusal)
+                answer.request_id = request.request_id
+                yield answer
+        except asyncio.CancelledError:
+            if task in self._streams:
+                raise
+        finally:
+            self._streams.discard(task)
+
+    def end_streams(self) -> None:
+        """The server stops: end what only waits for more to come."""
+        tasks, self._streams = self._streams, set()
+        for task in tasks:
+            task.cancel()
 
     async def SubmitJobs(
         self, request: job_service_pb2.SubmitJobsRequest, context: Context
