@@ -549,7 +549,7 @@ def test_a_scenario_is_drawn_with_its_users_holds_windows_and_calibrations(tmp_p
     result = CliRunner().invoke(build_app(), ["simulate", str(file), "--plot", str(picture)])
     assert result.exit_code == 0, result.output
     drawn = picture.read_text()
-    for each in ("q1", "q2", "ada", "bob", "eve", "held", "reserved for bob", "calibration", "small"):
+    for each in ("q1", "q2", "ada", "bob", "eve", "held idle", "reserved for bob", "calibration run", "small"):
         assert f"<!-- {each} -->" in drawn, each
 
 

@@ -19,7 +19,7 @@ from rich.text import Text
 from cadenza_server.demo.crowd import Crowd
 from cadenza_server.demo.findings import Run, longest_run, runs_between, shares_got
 from cadenza_server.demo.hydrogen import CHEMICAL_ACCURACY, Minimum, ansatz, energy, exact_energy, find_minimum
-from cadenza_server.timeline import Bar, Shade, draw_timeline
+from cadenza_server.timeline import CALIBRATION, Bar, Shade, draw_timeline
 
 DEVICE: Final = "aer"
 NOISY_DEVICE: Final = "aer_noisy"
@@ -312,5 +312,5 @@ def draw(record: Record, picture: Path) -> None:
             Shade(record.session_start, record.session_end, "ada's session has the device"),
             Shade(min(r.start for r in alone), max(r.end for r in alone), "ada's same VQE without a session"),
         ],
-        colours={"session job": "#1f4fd8", "fair-share job": "#9aa5b8", "calibration": "#d1495b"},
+        colours={"session job": "#1f4fd8", "fair-share job": "#9aa5b8", "calibration": CALIBRATION},
     )

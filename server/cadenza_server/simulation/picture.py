@@ -1,4 +1,4 @@
-"""A picture of a simulation: one row a device, one colour a user; holds, windows and calibrations shaded."""
+"""A picture of a simulation: one row a device, one colour a user; calibrations red, holds grey, windows shaded."""
 
 from pathlib import Path
 from typing import Final
@@ -17,10 +17,17 @@ from cadenza_server.scheduling import Scheduler
 from cadenza_server.simulation.listening import Handlers
 from cadenza_server.simulation.outcome import to_seconds
 from cadenza_server.simulation.scenario import Scenario
-from cadenza_server.timeline import Bar, Shade, draw_timeline
+from cadenza_server.timeline import CALIBRATION, HELD, Bar, Shade, draw_timeline
 
 RUNS_MAX: Final = 20_000
 """More runs than this nobody could tell apart in one picture."""
+
+CALIBRATION_RUN: Final = "calibration run"
+HELD_IDLE: Final = "held idle"
+"""What they are called in the key. No user is: a path has no blanks."""
+
+COLOURS: Final = {CALIBRATION_RUN: CALIBRATION, HELD_IDLE: HELD}
+"""In every picture the same."""
 
 
 class PictureError(ValueError):
@@ -64,7 +71,7 @@ class Picture:
         for device in self._devices:
             record = scheduler.device_record(device)
             if record is not None and record.held_since is not None:
-                self._shade(record.held_since, now, "held", device)
+                self._shade(record.held_since, now, HELD_IDLE, device)
         for device, holder, start in self._windows.values():
             if start is not None:
                 self._shade(start, now, f"reserved for {holder}", device)
@@ -78,7 +85,9 @@ class Picture:
                 "an earlier `until`"
             )
         try:
-            draw_timeline(path, title=self._title, rows=self._devices, bars=self._bars, shades=self._shades)
+            draw_timeline(
+                path, title=self._title, rows=self._devices, bars=self._bars, shades=self._shades, colours=COLOURS
+            )
         except ValueError as error:
             raise PictureError(f"{path}: it cannot be drawn: {error}") from error
 
@@ -93,13 +102,12 @@ class Picture:
         self._runs += 1
         if self._runs > RUNS_MAX:
             self._bars.clear()
-        elif user is None:
-            self._shade(start, now, "calibration", device)
         else:
-            self._bars.append(Bar(device, to_seconds(start), to_seconds(now), user))
+            meaning = CALIBRATION_RUN if user is None else user
+            self._bars.append(Bar(device, to_seconds(start), to_seconds(now), meaning))
 
     def _hold_ended(self, event: HoldEnded, _: int) -> None:
-        self._shade(event.start, event.end, "held", event.device)
+        self._shade(event.start, event.end, HELD_IDLE, event.device)
 
     def _reservation_created(self, event: ReservationCreated, _: int) -> None:
         self._windows[event.reservation] = (event.device, event.holder, None)
