@@ -1,0 +1,66 @@
+"""A device whose programs misbehave on request: the text of the first PUB's circuit says how."""
+
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable, Mapping
+
+from cadenza.v1.circuit_pb2 import Circuit
+from cadenza.v1.device_pb2 import Device
+from cadenza.v1.program_pb2 import Program
+from cadenza.v1.result_pb2 import JobResult
+from cadenza_server.execution.plugins import Executed
+from cadenza_server.execution.spec import DeviceSpec
+
+
+class Unruly:
+    """`request argument` -> misbehaviour; what came of it stands in the result's metadata."""
+
+    def __init__(self, name: str, spec: DeviceSpec, draw_seed: Callable[[], int]) -> None:
+        self._name = name
+
+    def describe(self) -> Device:
+        return Device(name=self._name)
+
+    def warm_up(self) -> None:
+        pass
+
+    def execute(
+        self, program: Program, circuits: Mapping[bytes, Circuit], *, epoch: int, attempt: int, age_ns: int = 0
+    ) -> Executed:
+        request, _, argument = program.sampler.pubs[0].circuit.openqasm3.partition(" ")
+        result = JobResult()
+        if request == "abort":
+            os.write(2, argument.encode() + b"\n")
+            os.abort()
+        elif request == "signal":
+            os.kill(os.getpid(), getattr(signal, argument))
+        elif request == "hang":
+            while True:
+                pass
+        elif request == "allocate":
+            result.metadata["size"] = len(bytearray(int(argument)))
+        elif request == "open":
+            result.metadata["opened"] = _count_files()
+        elif request == "connect":
+            host, port = argument.split(":")
+            with socket.create_connection((host, int(port)), timeout=5):
+                result.metadata["connected"] = True
+        elif request == "limits":
+            for name in argument.split():
+                result.metadata[name] = resource.getrlimit(getattr(resource, name))[0]
+        return Executed(result)
+
+
+def _count_files() -> int:
+    """How many files can be opened."""
+    opened = []
+    try:
+        while True:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        return len(opened)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
