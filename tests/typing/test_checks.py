@@ -13,7 +13,7 @@ BIN = Path(sys.executable).parent
 CHECKS = {
     "ruff finds nothing": ["ruff", "check", "."],
     "the code is formatted": ["ruff", "format", "--check", "."],
-    "mypy strict finds nothing": ["mypy", "server", "clients/python", "_fastqueue", "tests", "proto"],
+    "mypy strict finds nothing": ["mypy", "server", "clients/python", "clients/loadtest", "_fastqueue", "tests", "proto"],
     "imports run downward": ["lint-imports", "--no-cache"],
     "the contract is linted": ["buf", "lint", "proto"],
 }

@@ -1,0 +1,51 @@
+"""The load test against a real server."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def loadtest(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "cadenza_loadtest", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_smoke_scenario_meets_its_objectives_and_a_missed_one_is_an_exit_code(tmp_path: Path) -> None:
+    scenario = tmp_path / "strict.yaml"
+    scenario.write_text(
+        "duration_s: 2\nusers: 4\naccounts: 2\n"
+        "prepare: {jobs_per_user: 2, open_sessions: 2, watches: 2}\n"
+        "traffic:\n"
+        "  singles: {kind: job, rate: 6, follow: 1}\n"
+        "  packs: {kind: jobs, count: 1, jobs: 5}\n"
+        "  batches: {kind: batch, count: 1, jobs: 3}\n"
+        "  iterative: {kind: session, count: 1, jobs: 3, think_s: 0.01}\n"
+        "objectives:\n"
+        "  error_fraction: {at_most: 0}\n"
+        "  jobs_failed: {at_most: 0}\n"
+        "  singles_submit_p50_ms: {at_most: 0.001}\n"
+    )
+    html = tmp_path / "report.html"
+    done = loadtest(str(scenario), "--processes", "2", "--json", "-", "--html", str(html))
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    assert {one["figure"]: one["met"] for one in report["verdicts"]} == {
+        "error_fraction": True,
+        "jobs_failed": True,
+        "singles_submit_p50_ms": False,
+    }
+    figures = report["figures"]
+    assert figures["singles_done"] == figures["singles_sent"] > 0
+    assert figures["iterative_done"] == 1
+    # 8 prepared, 5 in a pack, 3 in a batch, 3 iterations, and the single ones: the server knows them all
+    assert figures["jobs_recorded"] == 19 + figures["singles_sent"]
+    assert set(report["accounts"]) == {"load/account-0", "load/account-1"}
+    assert html.read_text().startswith("<!doctype html>")
+
+
+def test_a_server_that_is_not_there_is_a_sentence_and_exit_code_2() -> None:
+    done = loadtest("smoke", "--target", "127.0.0.1:1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("cadenza-loadtest: the server at 127.0.0.1:1 does not answer")
+    assert "Traceback" not in done.stderr
