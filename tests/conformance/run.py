@@ -1,0 +1,217 @@
+"""Plays the checks of `checks.yaml` with every client whose toolchain is here, and prints one table.
+
+    python -m tests.conformance.run [--only go,node] [--markdown FILE]
+
+It starts two servers of its own, builds each client with its ecosystem's tool, and runs its `conformance` program.
+A client whose toolchain is missing is reported as not run. The exit code is 1 if a check failed or a build did.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.conformance.servers import read_checks, served, write_plan
+
+CLIENTS_FOLDER = Path(__file__).resolve().parents[2] / "clients"
+ROOT = CLIENTS_FOLDER.parent
+BUILD_SECONDS_MAX = 1800.0
+RUN_SECONDS_MAX = 60.0
+
+
+@dataclass(frozen=True)
+class Client:
+    """How the client of one language is built and run. `tools`: the programs that it needs on the path."""
+
+    name: str
+    folder: Path
+    tools: tuple[str, ...]
+    fetch: tuple[str, ...]
+    """Gets what it depends on from its registry; may be empty."""
+    build: tuple[tuple[str, ...], ...]
+    conformance: tuple[str, ...]
+    """The command; the file with the checks is added to it."""
+
+    def missing_tools(self) -> list[str]:
+        """Those that are not on the path."""
+        return [tool for tool in self.tools if shutil.which(tool) is None]
+
+
+def _client(name: str, tools: str, fetch: str, build: Iterable[str], conformance: str) -> Client:
+    commands = tuple(tuple(command.split()) for command in build)
+    return Client(
+        name, CLIENTS_FOLDER / name, tuple(tools.split()), tuple(fetch.split()), commands, tuple(conformance.split())
+    )
+
+
+_INTERPRETER = (sys.executable, "-m", "tests.conformance.interpreter")
+
+CLIENTS = (
+    Client("python", ROOT, (), (), (), _INTERPRETER),
+    Client("python-asyncio", ROOT, (), (), (), (*_INTERPRETER, "--asyncio")),
+    _client(
+        "go",
+        "go",
+        "go mod download",
+        ["go generate ./...", "go build -o build/ ./cmd/conformance ./examples/sweep"],
+        "build/conformance",
+    ),
+)
+"""In the order of the table."""
+
+
+@dataclass
+class Outcome:
+    """What came of a client. `problems` by check, empty if it passed; `not_run` says why there are none."""
+
+    client: str
+    not_run: str = ""
+    build_s: float = 0.0
+    run_s: float = 0.0
+    problems: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> list[str]:
+        """The checks that failed, with what was wrong."""
+        return [f"{check}: {problem}" for check, problem in self.problems.items() if problem]
+
+
+class FetchError(Exception):
+    """What a client depends on could not be had from its registry."""
+
+
+class BuildError(Exception):
+    """A client could not be built; holds the end of what the tool said."""
+
+
+def build(client: Client) -> None:
+    """Build a client. Raises `FetchError` or `BuildError`."""
+    for command in (client.fetch, *client.build):
+        if not command:
+            continue
+        done = subprocess.run(
+            command,
+            cwd=client.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=BUILD_SECONDS_MAX,
+        )
+        if done.returncode:
+            kind = FetchError if command == client.fetch else BuildError
+            raise kind(f"{client.name}: {' '.join(command)} failed\n{done.stdout[-3000:]}")
+
+
+def play(client: Client, plan: Path) -> dict[str, str]:
+    """Run a client that is built; by check what was wrong, empty if nothing.
+
+    A check that the client did not report is a failure, too.
+    """
+    with subprocess.Popen(
+        [*client.conformance, str(plan)],
+        cwd=client.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=RUN_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            stdout, stderr = process.communicate()
+            stderr += f"stopped after {RUN_SECONDS_MAX} s"
+    found: dict[str, str] = {}
+    for line in stdout.splitlines():
+        if line.startswith("{"):
+            answer = json.loads(line)
+            found[answer["check"]] = "" if answer["passed"] else answer["problem"] or "failed"
+    silent = f"not reported (exit code {process.returncode}) {stderr[-1500:]}"
+    return {check["name"]: found.get(check["name"], silent) for check in read_checks()["checks"]}
+
+
+def run(clients: Sequence[Client], say: Callable[[str], None]) -> list[Outcome]:
+    """Build and play them all, one after the other."""
+    outcomes = []
+    with tempfile.TemporaryDirectory(prefix="cadenza-conformance-") as name, served(Path(name) / "servers") as places:
+        for client in clients:
+            outcome = Outcome(client.name)
+            outcomes.append(outcome)
+            if missing := client.missing_tools():
+                outcome.not_run = f"{', '.join(missing)} not found"
+                say(f"{client.name}: not run, {outcome.not_run}")
+                continue
+            say(f"{client.name}: building")
+            began = time.monotonic()
+            try:
+                build(client)
+            except (FetchError, BuildError) as error:
+                say(str(error))
+                outcome.problems = {check["name"]: "not built" for check in read_checks()["checks"]}
+                continue
+            outcome.build_s = time.monotonic() - began
+            plan = write_plan(Path(name) / f"{client.name}.json", client.name, places, datetime.now(UTC))
+            began = time.monotonic()
+            outcome.problems = play(client, plan)
+            outcome.run_s = time.monotonic() - began
+            for failure in outcome.failed:
+                say(f"{client.name}: FAILED {failure}")
+    return outcomes
+
+
+def make_table(outcomes: Sequence[Outcome]) -> str:
+    """One row a check, one column a client, in Markdown."""
+    rows = [["check", *(outcome.client for outcome in outcomes)]]
+    for check in read_checks()["checks"]:
+        name = check["name"]
+        rows.append([name, *(_word(outcome, name) for outcome in outcomes)])
+    total = len(rows) - 1
+    rows.append(["**passed**", *(_sum(outcome, total) for outcome in outcomes)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def _word(outcome: Outcome, check: str) -> str:
+    if outcome.not_run:
+        return "not run"
+    return "FAILED" if outcome.problems[check] else "pass"
+
+
+def _sum(outcome: Outcome, total: int) -> str:
+    if outcome.not_run:
+        return f"not run: {outcome.not_run}"
+    return f"{total - len(outcome.failed)} of {total}, {outcome.run_s:.1f} s"
+
+
+def main() -> int:
+    """Run the command line; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="clients, with commas; default all: " + ",".join(c.name for c in CLIENTS))
+    parser.add_argument("--markdown", type=Path, help="write the table to this file, too")
+    arguments = parser.parse_args()
+    wanted = arguments.only.split(",") if arguments.only else [client.name for client in CLIENTS]
+    if unknown := set(wanted) - {client.name for client in CLIENTS}:
+        parser.error(f"there is no client {', '.join(sorted(unknown))}")
+    outcomes = run(
+        [client for client in CLIENTS if client.name in wanted], lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    table = make_table(outcomes)
+    print(table)
+    if arguments.markdown:
+        arguments.markdown.write_text(table + "\n")
+    return 1 if any(outcome.failed for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

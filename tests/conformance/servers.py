@@ -1,0 +1,144 @@
+"""The live servers that the checks are played against, and the file that the clients are given."""
+
+import ipaddress
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CHECKS = Path(__file__).with_name("checks.yaml")
+START_SECONDS_MAX = 60.0
+
+_DEVICES = """
+[devices.sim]
+kind = "aer"
+num_qubits = 20
+[devices.line]
+kind = "generic"
+num_qubits = 5
+coupling = "line"
+"""
+
+# `parked` cannot start, and is OFFLINE therefore: what is submitted to it stays queued.
+_TRUSTING = (
+    '[server]\noperators = ["rani"]\n[limits]\nmessage_bytes_max = 1048576\n'
+    + _DEVICES
+    + '[devices.parked]\nkind = "generic"\nnum_qubits = 1\ncoupling = "full"\nbasis_gates = ["nothing"]\n'
+)
+
+_TLS = '[tls]\ncertificate = "certificate.pem"\nkey = "key.pem"\n[devices.sim]\nkind = "aer"\nnum_qubits = 2\n'
+
+
+def read_checks() -> dict[str, Any]:
+    """`variables`, `checks` and `not_checked`, as `checks.yaml` has them."""
+    plan: dict[str, Any] = yaml.safe_load(CHECKS.read_text())
+    return plan
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[dict[str, str]]:
+    """Start both servers below `folder`; the variables that say where they are."""
+    made = subprocess.run(
+        [sys.executable, "-m", "cadenza_server", "token", "--user", "lab/tess", "--role", "operator"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    token = next(word for word in made.stdout.split() if word.startswith("cdz_"))
+    with ExitStack() as stack:
+        trusting, guarded = folder / "trusting", folder / "guarded"
+        guarded.mkdir(parents=True)
+        certificate, key = _make_certificate()
+        (guarded / "certificate.pem").write_bytes(certificate)
+        (guarded / "key.pem").write_bytes(key)
+        target = stack.enter_context(_running(trusting, _TRUSTING))
+        tls_target = stack.enter_context(_running(guarded, _TLS + made.stdout))
+        yield {
+            "target": target,
+            "tls_target": "localhost:" + tls_target.rpartition(":")[2],
+            "tls_ca": str(guarded / "certificate.pem"),
+            "token": token,
+        }
+
+
+def write_plan(file: Path, run: str, places: dict[str, str], now: datetime) -> Path:
+    """Write what a client is given to `file`: the checks, with the variables of this run. `run`: begins its ids."""
+    plan = read_checks()
+    start = now.astimezone(UTC).replace(microsecond=0) + timedelta(days=1)
+    times = {"start": start, "end": start + timedelta(hours=1)}
+    stamps = {name: time.strftime("%Y-%m-%dT%H:%M:%SZ") for name, time in times.items()}
+    variables = {**plan["variables"], **places, **stamps, "run": run}
+    file.write_text(json.dumps({"variables": variables, "checks": plan["checks"]}))
+    return file
+
+
+@contextmanager
+def _running(folder: Path, config: str) -> Iterator[str]:
+    """A server that is told `config`; its address."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cadenza.toml").write_text(config)
+    log = folder / "server.log"
+    with log.open("a") as stderr:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "cadenza_server", "serve", "--listen", "127.0.0.1:0"),
+                *("--data-dir", str(folder / "data"), "--config", str(folder / "cadenza.toml")),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, "PYTHONWARNINGS": "default"},
+        )
+    try:
+        assert process.stdout is not None
+        ready, _, _ = select.select([process.stdout], [], [], START_SECONDS_MAX)
+        line = process.stdout.readline() if ready else ""
+        found = re.fullmatch(r"listening on (\S+)\n", line)
+        assert found, f"the server said {line!r}\n{log.read_text()}"
+        yield found[1]
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _make_certificate() -> tuple[bytes, bytes]:
+    """A self-signed certificate for localhost, and its key, in PEM."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "localhost")])
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM), private

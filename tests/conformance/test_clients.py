@@ -1,0 +1,33 @@
+"""The clients that are cheap enough play the checks against live servers; the others by `python -m
+tests.conformance.run`. Each is skipped by name if its toolchain is not here, or its registry cannot be reached."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.run import CLIENTS, FetchError, build, play
+from tests.conformance.servers import served, write_plan
+
+CHEAP = ("python", "python-asyncio", "go", "node")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    pytest.importorskip("cryptography")
+    with served(tmp_path_factory.mktemp("servers")) as found:
+        yield found
+
+
+@pytest.mark.parametrize("client", [client for client in CLIENTS if client.name in CHEAP], ids=lambda it: it.name)
+def test_the_client_passes_every_check(client: object, places: dict[str, str], tmp_path: Path) -> None:
+    found = next(one for one in CLIENTS if one is client)
+    if missing := found.missing_tools():
+        pytest.skip(f"the client {found.name} is not run: {', '.join(missing)} not found")
+    try:
+        build(found)
+    except FetchError as error:
+        pytest.skip(f"the client {found.name} is not run: {error}")
+    plan = write_plan(tmp_path / "plan.json", found.name, places, datetime.now(UTC))
+    assert {check: problem for check, problem in play(found, plan).items() if problem} == {}
