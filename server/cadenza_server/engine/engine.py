@@ -228,6 +228,7 @@ class Engine:
         except Refusal as refusal:
             found = await self._explain(refusal, command)
             if found is None:
+                await self._writer.remember(request)
                 return ()
             raise found from None
 
@@ -659,7 +660,7 @@ def _jobs_before(connection: Connection, row: RequestRow) -> tuple[JobView, ...]
     if row.first_seq is None:
         return ()
     found = reads.read_jobs_from(connection, row.first_seq, row.job_count)
-    return tuple(accepted_view(job.view) for job in found)
+    return tuple(accepted_view(job.view, job.accepted_priority) for job in found)
 
 
 def _numbers_before(connection: Connection, row: RequestRow) -> tuple[tuple[str, int], ...]:

@@ -34,7 +34,9 @@ def job_history(connection: Connection, row: JobRow, after: int, limit: int) -> 
     runs = {run.attempt: run for run in reads.read_runs(connection, view.job)}
     notices = []
     if row.accept_event > after:
-        notices.append(Notice(row.accept_event, view.create_time, JobAccepted(job=accepted_view(view))))
+        notices.append(
+            Notice(row.accept_event, view.create_time, JobAccepted(job=accepted_view(view, row.accepted_priority)))
+        )
     recorded = reads.events_of_job(connection, view.job, after, limit)
     notices += [Notice(event.event_number, event.time, _job_change(event, row, runs)) for event in recorded]
     known = {event.event_number for event in recorded}
@@ -69,7 +71,7 @@ def session_history(
             notices.append(Notice(event.event_number, event.time, _job_change(event, row, runs[event.job])))
     if with_jobs:
         for row in reads.acceptances_of_session(connection, view.session, after, limit):
-            accepted = JobAccepted(job=accepted_view(row.view))
+            accepted = JobAccepted(job=accepted_view(row.view, row.accepted_priority))
             notices.append(Notice(row.accept_event, row.view.create_time, accepted))
         notices.sort(key=lambda notice: notice.event_number)
     return notices[:limit]

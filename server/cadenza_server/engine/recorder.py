@@ -733,8 +733,8 @@ def session_at(view: SessionView, body: Mapping[str, Any]) -> SessionView:
     return replace(view, **values, job_counts=JobCounts(**body["job_counts"]), idle_deadline=None, unused_deadline=None)
 
 
-def accepted_view(view: JobView) -> JobView:
-    """A job as it was accepted, from what it is now (its priority is as it is now)."""
+def accepted_view(view: JobView, priority: int) -> JobView:
+    """A job as it was accepted, with that priority, from what it is now."""
     released = view.session is not None and view.job_class is JobClass.FAIR_SHARE
     return replace(
         view,
@@ -742,6 +742,7 @@ def accepted_view(view: JobView) -> JobView:
         state=JobState.QUEUED,
         reason=None,
         detail="",
+        priority=priority,
         start_time=None,
         end_time=None,
         attempts=0,

@@ -146,14 +146,23 @@ def _load_sessions(connection: Connection, loaded: Loaded) -> None:
             close_reason=CloseReason(row.close_reason) if row.close_reason else None,
             clocks=json.loads(row.clocks),
         )
-        counted = select(jobs.c.state, func.count()).where(jobs.c.session == record.session).group_by(jobs.c.state)
-        for state, count in connection.execute(counted):
-            record.counts[JobState(state)] = count
         loaded.sessions[record.session] = record
-        brought = select(jobs.c.new_digests, jobs.c.job).where(
-            jobs.c.session == record.session, jobs.c.new_digests.is_not(None)
-        )
-        loaded.circuits += [(record.session, split_digests(joined), job) for joined, job in connection.execute(brought)]
+    # Asked once for all of them: there may be thousands.
+    live = select(sessions.c.session).where(sessions.c.clocks.is_not(None)).scalar_subquery()
+    counted = (
+        select(jobs.c.session, jobs.c.state, func.count())
+        .where(jobs.c.session.in_(live))
+        .group_by(jobs.c.session, jobs.c.state)
+    )
+    for session, state, count in connection.execute(counted):
+        loaded.sessions[session].counts[JobState(state)] = count
+    brought = (
+        select(jobs.c.session, jobs.c.new_digests, jobs.c.job)
+        .where(jobs.c.session.in_(live), jobs.c.new_digests.is_not(None))
+        .order_by(jobs.c.seq)
+    )
+    for session, joined, job in connection.execute(brought):
+        loaded.circuits.append((session, split_digests(joined), job))
 
 
 def scheduler_state(

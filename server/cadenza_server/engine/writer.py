@@ -314,6 +314,14 @@ class Writer:
         self._put(_Input(command, answer, contents, request, description))
         return answer
 
+    async def remember(self, request: RequestKey | None) -> None:
+        """Keep it that a call was answered though there was nothing to do; returns when that is on disk. Raises
+        `Refusal` UNAVAILABLE."""
+        self.check_open()
+        if request is not None:
+            self._keep_request(request, (), [], self.now())
+            await self.catch_up()
+
     async def catch_up(self) -> None:
         """Wait until all that was recorded so far is on disk. What happens from now on is told to those who watch now;
         so a watch that reads the store after this misses nothing. Raises `Refusal` UNAVAILABLE."""

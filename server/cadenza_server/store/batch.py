@@ -31,7 +31,9 @@ REQUEUE_JOB: Final = (
     "UPDATE jobs SET state = 'QUEUED', job_class = ?, attempts_lost = ?, charged_ns = charged_ns + ?, "
     "cache_deadline = coalesce(cache_deadline, ?) WHERE job = ?"
 )
-SET_PRIORITY: Final = "UPDATE jobs SET priority = ? WHERE job = ?"
+SET_PRIORITY: Final = (
+    "UPDATE jobs SET accepted_priority = coalesce(accepted_priority, priority), priority = ? WHERE job = ?"
+)
 END_SESSION_JOBS: Final = (
     "UPDATE jobs SET state = ?, reason = ?, end_time = ?, end_event = ? WHERE session = ? AND state = 'QUEUED'"
 )

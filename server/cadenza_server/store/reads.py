@@ -135,12 +135,19 @@ def job_view(row: Row[Any]) -> JobView:
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """A job and the numbers of the events that its row stands for."""
+    """A job, what it was accepted with, and the numbers of the events that its row stands for."""
 
     view: JobView
+    accepted_priority: int
     accept_event: int
     release_event: int | None
     end_event: int | None
+
+
+def _job_row(row: Row[Any]) -> JobRow:
+    changed = row.accepted_priority
+    priority = row.priority if changed is None else changed
+    return JobRow(job_view(row), priority, row.accept_event, row.release_event, row.end_event)
 
 
 _JOB_BY_NAME: Final = select(*_JOB_COLUMNS).where(jobs.c.job == bindparam("name"))
@@ -149,15 +156,13 @@ _JOB_BY_NAME: Final = select(*_JOB_COLUMNS).where(jobs.c.job == bindparam("name"
 def read_job(connection: Connection, job: str) -> JobRow | None:
     """One job."""
     row = connection.execute(_JOB_BY_NAME, {"name": job}).first()
-    return None if row is None else JobRow(job_view(row), row.accept_event, row.release_event, row.end_event)
+    return None if row is None else _job_row(row)
 
 
 def read_jobs_from(connection: Connection, first_seq: int, count: int) -> list[JobRow]:
     """`count` jobs with consecutive numbers."""
     query = select(*_JOB_COLUMNS).where(jobs.c.seq.between(first_seq, first_seq + count - 1)).order_by(jobs.c.seq)
-    return [
-        JobRow(job_view(row), row.accept_event, row.release_event, row.end_event) for row in connection.execute(query)
-    ]
+    return [_job_row(row) for row in connection.execute(query)]
 
 
 def job_exists(connection: Connection, job: str) -> bool:
@@ -532,9 +537,7 @@ def acceptances_of_session(connection: Connection, session: str, after: int, lim
         .order_by(jobs.c.seq)
         .limit(limit)
     )
-    return [
-        JobRow(job_view(row), row.accept_event, row.release_event, row.end_event) for row in connection.execute(query)
-    ]
+    return [_job_row(row) for row in connection.execute(query)]
 
 
 def read_event_time(connection: Connection, event_number: int) -> int | None:
