@@ -44,18 +44,23 @@ from cadenza_server.api.scope import Scope
 from cadenza_server.api.server import ServerServicer
 from cadenza_server.api.sessions import SessionServicer
 from cadenza_server.api.shares import ShareServicer
+from cadenza_server.api.watching import WatchCounter
 from cadenza_server.clock import Clock, SystemClock
 from cadenza_server.config import Address, Config, DeviceConfig, check_exposure
-from cadenza_server.engine import DevicePlan, Engine, Ids, TimeOrderedIds
+from cadenza_server.engine import DevicePlan, Engine, Ids, Quotas, TimeOrderedIds
 from cadenza_server.execution.device import Device
 from cadenza_server.execution.runs import RunReport
 from cadenza_server.execution.spec import KINDS, METHODS
+from cadenza_server.ports import explain_bind
 from cadenza_server.store.errors import StoreError
 from cadenza_server.store.store import Store
 from cadenza_server.tokens import TokenBook
 
 GRACE_SECONDS: Final = 5.0
 """For runs in progress at an orderly stop; what has not ended then is put back into its place."""
+
+CALLS_PER_CONNECTION_MAX: Final = 1_000
+"""Calls of one connection at a time, beside its watches."""
 
 _CLOSING_SECONDS: Final = 1.0
 """For calls that are being answered when everything else has stopped."""
@@ -103,6 +108,11 @@ class Server:
             ids=ids or TimeOrderedIds(self._clock, random.Random(secrets.randbits(256))),
             shares=dict(config.shares),
             half_life=config.half_life,
+            quotas=Quotas(
+                queued_jobs_max=config.limits.queued_jobs_max,
+                queued_jobs_per_user_max=config.limits.queued_jobs_per_user_max,
+                sessions_per_user_max=config.limits.sessions_per_user_max,
+            ),
         )
 
     async def start(self) -> Address:
@@ -142,7 +152,11 @@ class Server:
         await self.engine.stop(grace_seconds)
         self._jobs.end_streams()
         await server.stop(_CLOSING_SECONDS)
-        _log.info("stopped")
+        kept = self.engine.count_unfinished()
+        if kept:
+            _log.info("stopped; what has not ended goes on at the next start", extra={"jobs": kept})
+        else:
+            _log.info("stopped")
 
     def _build(self) -> grpc.aio.Server:
         config = self._config
@@ -155,6 +169,9 @@ class Server:
                 ("grpc.max_send_message_length", -1),
                 # Otherwise two servers would share a port and each get some of the calls.
                 ("grpc.so_reuseport", 0),
+                ("grpc.max_allowed_incoming_connections", config.limits.connections_max),
+                # Beyond these a client's own calls wait for each other.
+                ("grpc.max_concurrent_streams", config.limits.watches_per_connection_max + CALLS_PER_CONNECTION_MAX),
                 # A client may ask every 10 seconds whether the connection of its watch still stands.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
@@ -164,6 +181,7 @@ class Server:
             self.engine,
             {name: _facts(name, device) for name, device in config.devices.items()},
             {name: device.settings for name, device in config.devices.items()},
+            WatchCounter(config.limits),
         )
         submitter = JobSubmitter(scope, ProgramChecker(config.limits))
         about = ServerServicer(
@@ -203,10 +221,13 @@ class Server:
         except OSError as error:
             raise ServeError(f"[tls]: cannot read {error.filename}: {error.strerror}") from error
         except RuntimeError as error:
-            raise ServeError(
-                f"cannot listen on {listen}: is another server there, or is the address not this machine's (or, with "
-                "[tls], are certificate and key no PEM files)? Stop the other one, or take another --listen HOST:PORT"
-            ) from error
+            why = explain_bind(listen.host, listen.port)
+            if why is None and self._config.tls is not None:
+                raise ServeError(
+                    "[tls]: gRPC takes neither certificate and key as they are: check that they are PEM files, and "
+                    "belong together"
+                ) from error
+            raise ServeError(f"cannot listen on {listen}: {why or error}") from error
         return Address(listen.host, port)
 
 

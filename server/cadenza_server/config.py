@@ -26,12 +26,16 @@ from cadenza_server.execution.plugins import find_kinds
 from cadenza_server.execution.snapshots import find_snapshot
 from cadenza_server.execution.spec import ACCELERATORS, COUPLINGS, KINDS, METHODS, PRECISIONS, DeviceSpec
 from cadenza_server.model.paths import check_path
-from cadenza_server.model.settings import HALF_LIFE_DEFAULT, PROFILE_DEFAULT, PROFILES, DeviceSettings
+from cadenza_server.model.settings import HALF_LIFE_DEFAULT, PROFILE_DEFAULT, PROFILES, SECOND, DeviceSettings
 from cadenza_server.model.words import CalibrationRule, FirstJob, OnExpiry, Pending
 from cadenza_server.tokens import TokenEntry, check_hash
 
 LISTEN_DEFAULT: Final = "127.0.0.1:50051"
+METRICS_EXAMPLE: Final = "127.0.0.1:9464"
 MEBIBYTE: Final = 1024 * 1024
+STOP_GRACE_DEFAULT: Final = 5 * SECOND
+"""For runs in progress at an orderly stop; what has not ended then is put back into its place."""
+DAY: Final = 24 * 3_600 * SECOND
 
 _COUNT_MAX: Final = 2**31 - 1
 """What the contract's smallest integers hold."""
@@ -85,12 +89,22 @@ class Tls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the server takes at most; `ServerLimits` on the wire."""
+    """What the server takes at most; `ServerLimits` on the wire. Ages are nanoseconds, None is for ever."""
 
     message_bytes_max: int = 16 * MEBIBYTE
     jobs_per_call_max: int = 1_000
     pubs_per_job_max: int = 1_000
+    circuits_per_job_max: int = 1_000
     shots_per_pub_max: int = 10_000_000
+    queued_jobs_max: int = 1_000_000
+    queued_jobs_per_user_max: int = 200_000
+    sessions_per_user_max: int = 1_000
+    watches_per_connection_max: int = 1_000
+    watches_per_user_max: int = 10_000
+    connections_max: int = 10_000
+    result_age_max: int | None = None
+    result_age_min: int = 7 * DAY
+    result_bytes_max: int = 64 * 1024 * MEBIBYTE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,13 +126,17 @@ class DeviceConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """All that the server is told. `half_life` is nanoseconds; `shares` maps paths of the share tree to weights."""
+    """All that the server is told. `half_life` and `stop_grace` are nanoseconds; `shares` maps paths of the share tree
+    to weights."""
 
     listen: Address
     data_dir: Path
     operators: tuple[str, ...]
     devices: Mapping[str, DeviceConfig]
     insecure: bool = False
+    metrics: Address | None = None
+    """Where metrics are served over HTTP; None: nowhere."""
+    stop_grace: int = STOP_GRACE_DEFAULT
     half_life: int = HALF_LIFE_DEFAULT
     shares: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     tokens: tuple[TokenEntry, ...] = ()
@@ -141,6 +159,12 @@ def parse_address(value: object) -> Address:
     if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65_536):
         raise ValueError(f"{text!r} is no address: write HOST:PORT, such as {LISTEN_DEFAULT} or [::1]:50051")
     return Address(host, int(port))
+
+
+def parse_metrics_address(value: object) -> Address:
+    """As `parse_address`; a port alone (9464 or `:9464`) is one of this machine only."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+    return parse_address(f"127.0.0.1:{text.removeprefix(':')}" if ":" not in text.removeprefix(":") else text)
 
 
 def default_user(login: str | None = None) -> str:
@@ -168,6 +192,12 @@ def _flag(value: object) -> bool:
 def _count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _COUNT_MAX:
         raise ValueError(f"{value!r} is no whole number of at least 1, and at most {_COUNT_MAX}")
+    return value
+
+
+def _bytes(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**63:
+        raise ValueError(f"{repr(value)[:40]} is no number of bytes: write a whole number of at least 1")
     return value
 
 
@@ -310,6 +340,12 @@ _SERVER: Final = (
     Key("data_dir", _text, "where jobs, results and history are kept; relative to this file"),
     Key("operators", _path_list, "users who are operators when names are trusted, that is without [[tokens]]"),
     Key("insecure", _flag, "true: listen beyond loopback with tokens but without TLS, as behind a TLS proxy"),
+    Key("stop_grace", parse_duration, "how long runs may go on when the server is told to stop", _show_length),
+    Key(
+        "metrics",
+        parse_metrics_address,
+        "HOST:PORT (or a port of loopback) where Prometheus may ask; open to all who reach it",
+    ),
 )
 _TOP: Final = (Key("half_life", _positive, "half-life of usage in the fair share", _show_length),)
 _TOKEN: Final = (
@@ -327,7 +363,17 @@ _LIMITS: Final = (
     Key("message_bytes_max", _message_bytes, "bytes of one message, either way"),
     Key("jobs_per_call_max", _count, "jobs in one SubmitJobs"),
     Key("pubs_per_job_max", _count, "PUBs in one job"),
+    Key("circuits_per_job_max", _count, "different circuits in one job"),
     Key("shots_per_pub_max", _count, "shots of one PUB, over all its sets of parameter values"),
+    Key("queued_jobs_max", _count, "queued jobs of all users"),
+    Key("queued_jobs_per_user_max", _count, "queued jobs of one user"),
+    Key("sessions_per_user_max", _count, "sessions of one user that are not CLOSED"),
+    Key("watches_per_connection_max", _count, "watches of one connection"),
+    Key("watches_per_user_max", _count, "watches of one user, over all connections"),
+    Key("connections_max", _count, "connections of all clients; further ones are closed at once"),
+    Key("result_age_max", _never_or_positive, 'results older than this are deleted; or "never"', _show_length),
+    Key("result_age_min", parse_duration, "younger results are never deleted", _show_length),
+    Key("result_bytes_max", _bytes, "bytes of all results; beyond it the oldest are deleted"),
 )
 _LOGGING: Final = (
     Key("format", _one_of("text", "json"), "text or json, a line an entry, on stderr"),
@@ -556,6 +602,8 @@ def parse_config(text: str, folder: Path, source: str | None = None) -> Config:
         data_dir=_locate(folder, data_dir) if data_dir is not None else default_data_dir(),
         operators=() if tokens else server.get("operators", (default_user(),)),
         insecure=server.get("insecure", False),
+        metrics=server.get("metrics"),
+        stop_grace=server.get("stop_grace", STOP_GRACE_DEFAULT),
         devices=MappingProxyType(devices),
         half_life=top.get("half_life", HALF_LIFE_DEFAULT),
         shares=MappingProxyType(shares),
@@ -634,6 +682,9 @@ def print_config(config: Config) -> str:
     lines = ["# The effective configuration of a Cadenza server: cadenza serve --config FILE", ""]
     lines += _print_keys(_TOP, {"half_life": config.half_life})
     server: dict[str, object] = {"listen": config.listen, "data_dir": config.data_dir, "insecure": config.insecure}
+    server["stop_grace"] = config.stop_grace
+    if config.metrics is not None:
+        server["metrics"] = config.metrics
     named = {} if config.tokens else {"operators": config.operators}
     if config.operators != (default_user(),):
         server |= named
@@ -641,6 +692,8 @@ def print_config(config: Config) -> str:
     lines += _print_table("[server]", _SERVER, server)
     # As a comment, for with the [[tokens]] that somebody adds it would be refused.
     lines += _comment(_print_keys(_SERVER, named))
+    if config.metrics is None:
+        lines += _comment(_print_keys(_SERVER, {"metrics": parse_metrics_address(METRICS_EXAMPLE)}))
     for token in config.tokens:
         lines += ["", *print_token(token)]
     if not config.tokens:

@@ -26,6 +26,8 @@ half_life = "2d"
 [server]
 listen = "0.0.0.0:7000"
 data_dir = "data"
+stop_grace = 40
+metrics = 9464
 [[tokens]]
 name = "ann's laptop"
 path = "lab/ann"
@@ -55,6 +57,9 @@ lab = 2
 "lab/ann" = 0.5
 [limits]
 message_bytes_max = 1000000
+queued_jobs_per_user_max = 7
+result_age_max = "90d"
+result_bytes_max = 10000000000
 [logging]
 format = "json"
 level = "debug"
@@ -94,6 +99,12 @@ def test_every_setting_is_read() -> None:
     assert device.settings.on_expiry is RUNTIME_2024.on_expiry
     assert dict(config.shares) == {"lab": 2.0, "lab/ann": 0.5}
     assert config.limits.message_bytes_max == 1_000_000
+    assert config.limits.queued_jobs_per_user_max == 7
+    assert config.limits.result_age_max == 90 * 86_400 * SECOND
+    assert config.limits.result_bytes_max == 10_000_000_000
+    assert config.limits.result_age_min == 7 * 86_400 * SECOND
+    assert config.stop_grace == 40 * SECOND
+    assert config.metrics == Address("127.0.0.1", 9464)
     assert config.logging.format == "json"
 
 
@@ -160,6 +171,10 @@ def test_what_is_printed_takes_the_tokens_that_are_pasted_below_it() -> None:
         ("[shares]\n'a//b' = 1", "'a//b' is not a path"),
         ("[shares]\na = 0", "[shares] a: 0 is no weight"),
         ("[shares]\na = nan", "[shares] a: nan is no weight"),
+        ("[limits]\nqueued_jobs_max = 0", "[limits] queued_jobs_max: 0 is no whole number of at least 1"),
+        ("[limits]\nresult_bytes_max = 0", "[limits] result_bytes_max: 0 is no number of bytes"),
+        ("[limits]\nresult_age_max = 0", "[limits] result_age_max: 0 is not positive"),
+        ("[server]\nmetrics = 'x'", "[server] metrics: '127.0.0.1:x' is no address"),
         ("[limits]\nmessage_bytes_max = 0", "[limits] message_bytes_max: 0 is no whole number"),
         ("[limits]\nmessage_bytes_max = 1", "[limits] message_bytes_max: 1 is out of range: 4096 to 1073741823"),
         ("[limits]\nmessage_bytes_max = 1073741824", "[limits] message_bytes_max: 1073741824 is out of range"),

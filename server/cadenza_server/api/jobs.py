@@ -333,14 +333,15 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
     ) -> AsyncIterator[job_service_pb2.WatchJobResponse]:
         """Every change of a job, until its final state."""
         job = check_id(request.job_id, "job_id")
+        after = check_resume(request)
         notices = self._engine.watch_job(
             job,
-            after=check_resume(request),
+            after=after,
             include_results=request.include_results,
             caller=current_caller(),
         )
         try:
-            async for notice in notices:
+            async for notice in self._scope.watches.follow(notices, context, after):
                 yield job_service_pb2.WatchJobResponse(event=to_event(notice, self._scope.settings))
         except Refusal as refusal:
             if refusal.code is not Code.OUT_OF_RANGE:

@@ -141,6 +141,13 @@ class ProgramChecker:
                 word, duration = _CALIBRATION, self._check_calibration(job, pubs, device, circuits)
         except Refusal as refusal:
             raise moved(refusal, kind) from None
+        most = self._limits.circuits_per_job_max
+        if len(circuits.digests) > most and len(set(circuits.digests)) > most:
+            raise _too_large(
+                f"{kind}.pubs",
+                f"there are {len(set(circuits.digests))} different circuits, this server takes {most}: split the job",
+                "circuits_per_job_max",
+            )
         if circuits.named and not in_session:
             raise _unknown_circuit(f"{kind}.pubs", next(iter(circuits.named)))
         return JobContent(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from cadenza_server.api.programs import DeviceFacts
+from cadenza_server.api.watching import WatchCounter
 from cadenza_server.engine import Engine
 from cadenza_server.model.commands import Caller
 from cadenza_server.model.errors import Refusal, not_found
@@ -17,9 +18,14 @@ class Scope:
     """The engine with what the skin has to know beside it. A session's device never changes, so it is remembered."""
 
     def __init__(
-        self, engine: Engine, facts: Mapping[str, DeviceFacts], settings: Mapping[str, DeviceSettings]
+        self,
+        engine: Engine,
+        facts: Mapping[str, DeviceFacts],
+        settings: Mapping[str, DeviceSettings],
+        watches: WatchCounter,
     ) -> None:
         self.engine = engine
+        self.watches = watches
         self.settings = settings
         self._facts = facts
         self._devices: OrderedDict[str, str] = OrderedDict()

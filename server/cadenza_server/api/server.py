@@ -25,7 +25,16 @@ class ServerServicer(server_service_pb2_grpc.ServerServiceServicer):
                 inline_result_bytes_max=INLINE_RESULT_BYTES_MAX,
                 jobs_per_call_max=limits.jobs_per_call_max,
                 pubs_per_job_max=limits.pubs_per_job_max,
+                circuits_per_job_max=limits.circuits_per_job_max,
                 shots_per_pub_max=limits.shots_per_pub_max,
+                queued_jobs_max=limits.queued_jobs_max,
+                queued_jobs_per_user_max=limits.queued_jobs_per_user_max,
+                sessions_per_user_max=limits.sessions_per_user_max,
+                watches_per_connection_max=limits.watches_per_connection_max,
+                watches_per_user_max=limits.watches_per_user_max,
+                result_age_max=to_duration(limits.result_age_max),
+                result_age_min=to_duration(limits.result_age_min or None),
+                result_bytes_max=limits.result_bytes_max,
             ),
         )
 

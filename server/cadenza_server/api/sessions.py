@@ -123,15 +123,16 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
     ) -> AsyncIterator[session_service_pb2.WatchSessionResponse]:
         """Every change of a session and its jobs, until nothing can change any more."""
         name = check_id(request.session_id, "session_id")
+        after = check_resume(request)
         notices = self._engine.watch_session(
             name,
-            after=check_resume(request),
+            after=after,
             include_results=request.include_results,
             exclude_jobs=request.exclude_jobs,
             caller=current_caller(),
         )
         try:
-            async for notice in notices:
+            async for notice in self._scope.watches.follow(notices, context, after):
                 yield session_service_pb2.WatchSessionResponse(event=to_event(notice, self._scope.settings))
         except Refusal as refusal:
             if refusal.code is not Code.OUT_OF_RANGE:

@@ -21,6 +21,10 @@ def serve(
     config: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Devices, shares, tokens; see `cadenza config`.")
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Serve metrics for Prometheus there; without HOST: loopback."),
+    ] = None,
     log_format: Annotated[str | None, typer.Option(metavar="text|json", help="How logs are written to stderr.")] = None,
     log_level: Annotated[
         str | None, typer.Option(metavar="LEVEL", help="What is logged: debug, info, warning or error.")
@@ -38,16 +42,22 @@ def serve(
     """
     import asyncio
     import dataclasses
+    import os
 
+    # gRPC writes lines of its own to stderr, which is the log's: what matters to a server's owner is told there. Whoever
+    # wants to see them sets the variable. It counts when gRPC is loaded, which is below.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from cadenza_server.app import ServeError
     from cadenza_server.app import serve as run
-    from cadenza_server.config import ConfigError, check_logging, load_config, parse_address
+    from cadenza_server.config import ConfigError, check_logging, load_config, parse_address, parse_metrics_address
     from cadenza_server.logs import set_up_logs
 
     try:
         loaded = load_config(config)
         if listen is not None:
             loaded = dataclasses.replace(loaded, listen=parse_address(listen))
+        if metrics is not None:
+            loaded = dataclasses.replace(loaded, metrics=parse_metrics_address(metrics))
         if data_dir is not None:
             loaded = dataclasses.replace(loaded, data_dir=data_dir.expanduser().absolute())
         loaded = dataclasses.replace(loaded, logging=check_logging(loaded.logging, log_format, log_level))

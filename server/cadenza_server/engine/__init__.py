@@ -18,6 +18,7 @@ from cadenza_server.engine.notices import (
     SessionSnapshot,
 )
 from cadenza_server.engine.predictor import make_workload
+from cadenza_server.engine.quotas import Quotas
 from cadenza_server.engine.recorder import INLINE_RESULT_BYTES_MAX
 from cadenza_server.engine.views import DeviceView, EstimateError, JobContent, RequestKey, UsageView
 from cadenza_server.engine.writer import Device, DevicePlan
@@ -59,6 +60,7 @@ __all__ = [
     "Notice",
     "Page",
     "ProgramKind",
+    "Quotas",
     "RequestKey",
     "ReservationFilter",
     "ReservationState",

@@ -1,7 +1,7 @@
 """The engine as others see it: commands with idempotency, watches, reads. It decides nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar, cast
@@ -13,6 +13,7 @@ from cadenza_server.engine import event_json, history
 from cadenza_server.engine.ids import Ids
 from cadenza_server.engine.notices import JobEnded, JobSnapshot, Notice, SessionSnapshot
 from cadenza_server.engine.payloads import Payload
+from cadenza_server.engine.quotas import Quotas
 from cadenza_server.engine.recorder import INLINE_RESULT_BYTES_MAX, Published, accepted_view
 from cadenza_server.engine.views import DeviceView, JobContent, RequestKey, UsageView
 from cadenza_server.engine.watches import Watches
@@ -71,6 +72,7 @@ class Engine:
         ids: Ids,
         shares: Mapping[str, float] | None = None,
         half_life: int = HALF_LIFE_DEFAULT,
+        quotas: Quotas | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -84,6 +86,7 @@ class Engine:
             shares=dict(shares or {}),
             half_life=half_life,
             watches=self._watches,
+            quotas=quotas or Quotas(),
         )
         self._requests: dict[tuple[str, str], tuple[bytes, asyncio.Task[object]]] = {}
 
@@ -101,6 +104,10 @@ class Engine:
         await self._writer.stop(int(grace_seconds * SECOND))
         self._watches.end_all(stopping())
         await self._store.close()
+
+    def count_unfinished(self) -> int:
+        """How many jobs are queued or run."""
+        return sum(queued + running for queued, running in self._writer.recorder.waiting.values())
 
     # --- commands -----------------------------------------------------------------------------------------------
     async def submit(
@@ -312,7 +319,7 @@ class Engine:
     # --- watches ------------------------------------------------------------------------------------------------
     async def watch_job(
         self, job: str, *, after: int | None = None, include_results: bool = False, caller: Caller | None = None
-    ) -> AsyncIterator[Notice]:
+    ) -> AsyncGenerator[Notice, None]:
         """A `JobSnapshot` (without `after`), or every change after that event number; then live; ends after the
         final state. Refusals are raised by the first step: UNKNOWN_JOB, NOT_OWNER, RESUME_TOO_OLD; later ones may be
         WATCH_TOO_SLOW and STOPPING."""
@@ -369,7 +376,7 @@ class Engine:
         include_results: bool = False,
         exclude_jobs: bool = False,
         caller: Caller | None = None,
-    ) -> AsyncIterator[Notice]:
+    ) -> AsyncGenerator[Notice, None]:
         """The same for a session and its jobs; ends when it is CLOSED, none of its jobs is queued or running and no
         cache deadline is ahead."""
         watcher = self._watches.watch_session(session)

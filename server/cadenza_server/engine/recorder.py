@@ -20,6 +20,7 @@ from cadenza_server.engine.notices import (
     SessionJobsReleased,
 )
 from cadenza_server.engine.payloads import Circuits, Payload, Payloads
+from cadenza_server.engine.quotas import Occupancy
 from cadenza_server.engine.views import JobContent
 from cadenza_server.model import events as ev
 from cadenza_server.model.paths import ancestors
@@ -172,6 +173,7 @@ class Recorder:
         self.users: set[str] = set()
         self.waiting: dict[tuple[str, str], tuple[int, int]] = {}
         """How many jobs are queued and run, by user and device; those with none are not in it."""
+        self.occupied = Occupancy()
         self.event_number = 0
         self.session_number = 0
         self.reservation_number = 0
@@ -313,6 +315,8 @@ class Recorder:
         for record in self.sessions.values():
             if record.cache_deadline is not None:
                 self.cached[record.session] = record.cache_deadline
+            if record.state is not SessionState.CLOSED:
+                self.occupied.open(record.user, 1)
 
     # --- jobs ---------------------------------------------------------------------------------------------------
     def _job_queued(
@@ -574,6 +578,7 @@ class Recorder:
             create_time=now,
         )
         self.sessions[event.session] = record
+        self.occupied.open(event.user, 1)
         self._note_user(event.user, batch)
         batch.add(
             sql.INSERT_SESSION,
@@ -603,6 +608,7 @@ class Recorder:
             record.start_time = now if record.start_time is None else record.start_time
         record.active = event.active
         if event.state is SessionState.CLOSED:
+            self.occupied.open(record.user, -1)
             record.close_time = now
             record.close_reason = event.reason
         self.touched_sessions[event.session] = None
@@ -691,6 +697,8 @@ class Recorder:
                 self.charged_ns[path] = self.charged_ns.get(path, 0) + length
 
     def _wait(self, user: str, device: str, queued: int, running: int = 0) -> None:
+        if queued:
+            self.occupied.queue(user, queued)
         before = self.waiting.get((user, device), (0, 0))
         after = (before[0] + queued, before[1] + running)
         if after == (0, 0):

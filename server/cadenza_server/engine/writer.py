@@ -20,6 +20,7 @@ from cadenza_server.clock import Clock, Timer
 from cadenza_server.engine import event_json, restart
 from cadenza_server.engine.payloads import Circuits, Payload, Payloads, circuits_of
 from cadenza_server.engine.predictor import INSTRUCTIVE_OUTCOMES, Predictor
+from cadenza_server.engine.quotas import Doorkeeper, Quotas
 from cadenza_server.engine.recorder import Published, Recorder, Report
 from cadenza_server.engine.views import JobContent, RequestKey
 from cadenza_server.engine.watches import Watches
@@ -129,7 +130,9 @@ class Writer:
         shares: Mapping[str, float],
         half_life: int,
         watches: Watches,
+        quotas: Quotas,
     ) -> None:
+        self._doorkeeper = Doorkeeper(quotas)
         self._store = store
         self._clock = clock
         self._shares = shares
@@ -308,8 +311,9 @@ class Writer:
         request: RequestKey | None = None,
         description: str = "",
     ) -> "asyncio.Future[Answer]":
-        """Enter one command; the future ends after its commit. Raises `Refusal` UNAVAILABLE."""
+        """Enter one command; the future ends after its commit. Raises `Refusal` UNAVAILABLE, RESOURCE_EXHAUSTED."""
         self.check_open()
+        self._doorkeeper.let_in(command, self.recorder.occupied, self.recorder.sessions)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._put(_Input(command, answer, contents, request, description))
         return answer
@@ -377,6 +381,7 @@ class Writer:
         if self.stage not in (Stage.RUNNING, Stage.STOPPING):
             return
         inputs, self._inputs = self._inputs, []
+        self._doorkeeper.settle()
         try:
             self._apply(inputs)
         except Exception as error:
@@ -709,6 +714,7 @@ class Writer:
                 item.answer.set_exception(store_unavailable())
         self._unit = _Unit()
         self._inputs = []
+        self._doorkeeper.settle()
         self._reports.clear()
         self._predicted.clear()
         for name, (job, attempt) in self.running.items():

@@ -1,0 +1,240 @@
+"""Over a limit: refused with what it takes to do better, and nothing else is harmed. Real servers, real sockets."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cadenza.v1 import (
+    device_service_pb2,
+    job_pb2,
+    job_service_pb2,
+    program_pb2,
+    server_service_pb2,
+    session_pb2,
+    session_service_pb2,
+)
+from google.rpc.error_details_pb2 import ErrorInfo, QuotaFailure, RetryInfo
+
+CONFIG = """
+[server]
+operators = ["rani"]
+[limits]
+queued_jobs_max = 12
+queued_jobs_per_user_max = 5
+sessions_per_user_max = 2
+watches_per_connection_max = 3
+watches_per_user_max = 4
+circuits_per_job_max = 2
+[devices.sim]
+kind = "aer"
+num_qubits = 4
+"""
+
+
+def find(refused: Any, kind: Any) -> Any:
+    for detail in refused.details:
+        message = kind()
+        if detail.Unpack(message):
+            return message
+    return None
+
+
+def check_quota(refused: Any, reason: str, limit: str) -> None:
+    """What a refusal over a limit always has."""
+    assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert refused.reason == reason
+    assert refused.metadata["limit"] == limit
+    assert find(refused, ErrorInfo).reason == reason
+    assert find(refused, QuotaFailure).violations[0].subject == limit
+    assert find(refused, RetryInfo).retry_delay.seconds > 0
+
+
+def keep_busy(connect: Any, address: str) -> str:
+    """A calibration that keeps the device, so that what is submitted waits."""
+    rani = connect("rani", address=address)
+    request = device_service_pb2.SubmitCalibrationRequest(device="sim", calibration=program_pb2.CalibrationJob())
+    request.calibration.pubs.add(shots=1).circuit.openqasm3 = "OPENQASM 3.0; qubit[1] q; bit[1] c; c = measure q;"
+    request.calibration.duration.FromSeconds(600)
+    job = rani.devices("SubmitCalibration", request).job
+    rani.wait_until(job.job_id, job_pb2.JOB_STATE_RUNNING)
+    return str(job.job_id)
+
+
+@pytest.fixture(scope="module")
+def tight(tmp_path_factory: pytest.TempPathFactory, kit: Any) -> Iterator[Any]:
+    """A server with small limits, whose device is busy."""
+    with kit.running(tmp_path_factory.mktemp("tight"), CONFIG) as started:
+        yield started
+        assert started.process.poll() is None, started.output
+
+
+@pytest.fixture
+def busy(tight: Any, connect: Any) -> Iterator[Any]:
+    """The same server, with nothing queued before and after."""
+    job = keep_busy(connect, tight.address)
+    yield tight
+    rani = connect("rani", address=tight.address)
+    listed = job_service_pb2.ListJobsRequest(page_size=1000, states=[job_pb2.JOB_STATE_QUEUED])
+    for queued in rani.jobs("ListJobs", listed).jobs:
+        rani.jobs("CancelJob", job_service_pb2.CancelJobRequest(job_id=queued.job_id))
+    rani.jobs("CancelJob", job_service_pb2.CancelJobRequest(job_id=job))
+    sessions = session_service_pb2.ListSessionsRequest(states=[session_pb2.SESSION_STATE_OPEN], page_size=1000)
+    for session in rani.sessions("ListSessions", sessions).sessions:
+        rani.sessions("CancelSession", session_service_pb2.CancelSessionRequest(session_id=session.session_id))
+
+
+def test_a_user_has_so_many_queued_jobs_and_others_are_not_harmed(busy: Any, connect: Any, kit: Any) -> None:
+    ann, bob = connect("lab/ann", address=busy.address), connect("lab/bob", address=busy.address)
+    spec = kit.sampler_job(device="sim")
+    jobs = [ann.submit(spec, f"mine-{index}").job_id for index in range(5)]
+    with kit.refusal() as refused:
+        ann.submit(spec)
+    check_quota(refused(), "QUOTA_USER_JOBS", "queued_jobs_per_user_max")
+    assert ann.submit(spec, "mine-3").job_id == jobs[3]  # a repeated call gets its first answer, limit or not
+    assert bob.submit(spec).state == job_pb2.JOB_STATE_QUEUED
+    ann.jobs("CancelJob", job_service_pb2.CancelJobRequest(job_id=jobs[0]))
+    assert ann.submit(spec).state == job_pb2.JOB_STATE_QUEUED
+
+
+def test_many_jobs_over_a_limit_are_refused_all_together(busy: Any, connect: Any, kit: Any) -> None:
+    ann = connect("lab/carl", address=busy.address)
+    spec = kit.sampler_job(device="sim")
+    ann.submit(spec)
+    with kit.refusal() as refused:
+        ann.jobs("SubmitJobs", job_service_pb2.SubmitJobsRequest(jobs=[spec] * 5))
+    check_quota(refused(), "QUOTA_USER_JOBS", "queued_jobs_per_user_max")
+    assert len(ann.job_ids()) == 1
+    assert len(ann.jobs("SubmitJobs", job_service_pb2.SubmitJobsRequest(jobs=[spec] * 4)).jobs) == 4
+
+
+def test_calls_that_come_together_do_not_pass_a_limit_together(busy: Any, connect: Any, kit: Any) -> None:
+    dora = connect("lab/dora", address=busy.address)
+    request = job_service_pb2.SubmitJobRequest(job=kit.sampler_job(device="sim"))
+    call = dora.channel.unary_unary(
+        "/cadenza.v1.JobService/SubmitJob",
+        job_service_pb2.SubmitJobRequest.SerializeToString,
+        job_service_pb2.SubmitJobResponse.FromString,
+    )
+    answers = [call.future(request, metadata=dora.metadata, timeout=30) for _ in range(20)]
+    codes = [answer.code() for answer in answers]
+    assert codes.count(grpc.StatusCode.OK) == 5
+    assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 15
+    assert len(dora.job_ids()) == 5
+
+
+def test_the_server_has_so_many_queued_jobs_and_calibrates_all_the_same(busy: Any, connect: Any, kit: Any) -> None:
+    spec = kit.sampler_job(device="sim")
+    for user in ("a", "b", "c"):
+        client = connect(f"all/{user}", address=busy.address)
+        for _ in range(4):
+            client.submit(spec)
+    with kit.refusal() as refused:
+        connect("all/d", address=busy.address).submit(spec)
+    check_quota(refused(), "QUOTA_SERVER_JOBS", "queued_jobs_max")
+    request = device_service_pb2.SubmitCalibrationRequest(device="sim", calibration=program_pb2.CalibrationJob())
+    job = connect("rani", address=busy.address).devices("SubmitCalibration", request).job
+    assert job.state == job_pb2.JOB_STATE_QUEUED
+
+
+def test_a_user_has_so_many_sessions_that_are_not_closed(busy: Any, connect: Any, kit: Any) -> None:
+    eve = connect("lab/eve", address=busy.address)
+    create = session_service_pb2.CreateSessionRequest(device="sim")
+    first = eve.sessions("CreateSession", create).session.session_id
+    eve.sessions("CreateSession", create)
+    with kit.refusal() as refused:
+        eve.sessions("CreateSession", create)
+    check_quota(refused(), "QUOTA_USER_SESSIONS", "sessions_per_user_max")
+    eve.sessions("CloseSession", session_service_pb2.CloseSessionRequest(session_id=first))
+    assert eve.sessions("CreateSession", create).session.session_id
+
+
+def test_what_is_queued_and_open_counts_on_after_a_restart(tmp_path: Path, connect: Any, kit: Any) -> None:
+    spec = kit.sampler_job(device="sim")
+    create = session_service_pb2.CreateSessionRequest(device="sim")
+    with kit.running(tmp_path, CONFIG) as started:
+        keep_busy(connect, started.address)
+        ann = connect("lab/ann", address=started.address)
+        for _ in range(5):
+            ann.submit(spec)
+        for _ in range(2):
+            ann.sessions("CreateSession", create)
+        assert started.stop() == 0
+    with kit.running(tmp_path, CONFIG) as started:
+        ann = connect("lab/ann", address=started.address)
+        with kit.refusal() as refused:
+            ann.submit(spec)
+        check_quota(refused(), "QUOTA_USER_JOBS", "queued_jobs_per_user_max")
+        with kit.refusal() as refused:
+            ann.sessions("CreateSession", create)
+        check_quota(refused(), "QUOTA_USER_SESSIONS", "sessions_per_user_max")
+
+
+def test_a_connection_and_a_user_have_so_many_watches(busy: Any, connect: Any, kit: Any) -> None:
+    fay = connect("lab/fay", address=busy.address)
+    job = fay.submit(kit.sampler_job(device="sim")).job_id
+    request = job_service_pb2.WatchJobRequest(job_id=job)
+
+    def watch(client: Any) -> Any:
+        stream = client.jobs("WatchJob", request)
+        next(stream)
+        return stream
+
+    streams = [watch(fay) for _ in range(3)]
+    with kit.refusal() as refused:
+        watch(fay)
+    check_quota(refused(), "QUOTA_WATCHES", "watches_per_connection_max")
+    other = connect("lab/fay", address=busy.address)
+    # A channel of its own: gRPC would share the connection of the other one.
+    other.channel.close()
+    other.channel = grpc.insecure_channel(busy.address, options=(("grpc.use_local_subchannel_pool", 1),))
+    call = other.channel.unary_stream(
+        "/cadenza.v1.JobService/WatchJob",
+        job_service_pb2.WatchJobRequest.SerializeToString,
+        job_service_pb2.WatchJobResponse.FromString,
+    )
+    fourth = call(request, metadata=other.metadata, timeout=30)
+    next(fourth)
+    with kit.refusal() as refused:
+        next(call(request, metadata=other.metadata, timeout=30))
+    check_quota(refused(), "QUOTA_WATCHES", "watches_per_user_max")
+    for stream in streams:
+        stream.cancel()
+
+    def is_free() -> bool:
+        try:
+            watch(fay).cancel()
+        except grpc.RpcError:
+            return False
+        return True
+
+    kit.wait_for(is_free, "a place for another watch")
+
+
+def test_a_job_has_so_many_different_circuits(busy: Any, connect: Any, kit: Any) -> None:
+    client = connect("lab/gus", address=busy.address)
+    one, two = kit.ghz(1), kit.ghz(2)
+    spec = kit.sampler_job(device="sim", circuit=one)
+    for circuit in (two, one, two, one):
+        spec.program.sampler.pubs.add(shots=1).circuit.qpy = circuit
+    client.submit(spec)
+    spec.program.sampler.pubs.add(shots=1).circuit.qpy = kit.ghz(3)
+    with kit.refusal() as refused:
+        client.submit(spec)
+    assert (refused().code, refused().reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_JOB_SIZE")
+    assert refused().metadata["limit"] == "circuits_per_job_max"
+
+
+def test_the_server_says_its_limits(tight: Any, connect: Any) -> None:
+    client = connect("lab/ann", address=tight.address)
+    limits = client.server("GetServerInfo", server_service_pb2.GetServerInfoRequest()).server.limits
+    assert limits.queued_jobs_max == 12
+    assert limits.queued_jobs_per_user_max == 5
+    assert limits.sessions_per_user_max == 2
+    assert limits.watches_per_connection_max == 3
+    assert limits.watches_per_user_max == 4
+    assert limits.circuits_per_job_max == 2
+    assert limits.result_bytes_max > 0
+    assert limits.result_age_min.seconds > 0
+    assert not limits.HasField("result_age_max")
