@@ -232,7 +232,7 @@ def test_a_watched_job_prints_each_change(run: Run, bell: str) -> None:
     assert "job_snapshot" in events[0]
     assert all("event_number" in each for each in events)
     assert last["job"]["state"] == "JOB_STATE_SUCCEEDED"
-    assert f"{job_id} is succeeded" in good(run("job", job_id, "--watch"))
+    assert f"{job_id} has succeeded" in good(run("job", job_id, "--watch"))
 
 
 def test_somebody_elses_job_is_refused(run: Run, bell: str) -> None:
@@ -277,11 +277,11 @@ def test_the_queue_shows_who_has_it_and_who_waits_and_jobs_are_reordered_and_can
         refused(run("priority", running, "1", user=user), "JOB_NOT_QUEUED")
         refused(run("cancel", running, user="cli/eve"), "NOT_OWNER")
 
-        assert "cancelled (CANCELLED_BY_USER)" in good(run("cancel", first, user=user))
+        assert good(run("cancel", first, user=user)) == f"{first} was cancelled (CANCELLED_BY_USER).\n"
         partly = run("cancel", first, second, user=user)
         assert partly.exit_code == 1
         assert "[JOB_FINAL]" in partly.output
-        assert f"{second} is cancelled" in partly.output
+        assert f"{second} was cancelled" in partly.output
     finally:
         cancelled = run("cancel", running, "--json", user=user)
     assert one(cancelled)["reason"] == "JOB_REASON_CANCELLED_BY_USER"

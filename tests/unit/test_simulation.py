@@ -64,7 +64,7 @@ def test_scenario_is_read_as_it_is_written() -> None:
         ("until: 500", "until: -1", 16, "an instant"),
         ("until: 500\n", "", 7, "needs `until`"),
         ("until: 500", "until: 500\nuntil: 6", 17, "twice"),
-        ("until: 500", "until: [", 17, "no YAML"),
+        ("until: 500", "until: [", 17, "not YAML"),
         ("until: 500", "until: 500\n---\nname: x", 17, "one scenario"),
         ("until: 500", "until: *x", 16, "before"),
         ("profile: runtime-2024", "profile: runtime-2025", 2, "runtime-2023, runtime-2024"),
@@ -218,7 +218,7 @@ def test_the_command_prints_a_line_a_file_in_the_order_given_and_says_what_a_fil
     done = CliRunner().invoke(build_app(), ["simulate", str(files[0]), str(wrong), "--json"])
     assert done.exit_code == 2
     assert [list(json.loads(line)["jobs"]) for line in done.stdout.splitlines()] == [["b1"]]
-    assert done.stderr == f"{wrong}:4: here stands a time in seconds, not 'long'\n"
+    assert done.stderr == f"{wrong}:4: expected a time in seconds, not 'long'\n"
     unmet = tmp_path / "unmet.yaml"
     unmet.write_text(files[0].read_text() + "expect: {runs: [[b1, 0, 2]]}\n")
     done = CliRunner().invoke(build_app(), ["simulate", str(unmet)])

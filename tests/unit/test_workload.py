@@ -517,7 +517,7 @@ def test_comparison_has_the_exit_codes_of_a_simulation(files: tuple[Path, Path],
         assert compare_files(given, False, out, err) == code
         assert err.getvalue()
     assert compare_files([wrong], True, io.StringIO(), err := io.StringIO()) == 2
-    assert err.getvalue() == f"{wrong}:7: here stands a whole number, not 'x'\n"
+    assert err.getvalue() == f"{wrong}:7: expected a whole number, not 'x'\n"
 
 
 def test_a_workload_is_shown_by_its_figures_and_as_json_in_full(files: tuple[Path, Path]) -> None:

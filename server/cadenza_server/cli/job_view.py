@@ -44,6 +44,14 @@ def job_reason(job: "Job") -> str:
     return f"{state} ({reason})" if reason else state
 
 
+def job_sentence(job: "Job") -> str:
+    """What has become of it: `job-1 has failed (EXECUTION_ERROR)`."""
+    reason = output.enum_reason(job, "reason")
+    state = output.enum_word(job, "state")
+    verb = {"running": "runs", "succeeded": "has succeeded", "failed": "has failed", "cancelled": "was cancelled"}
+    return f"{job.job_id} {verb.get(state, f'is {state}')}" + (f" ({reason})" if reason else "")
+
+
 def read_document(client: "Client", job: "Job", *, with_events: bool = False) -> dict[str, Any]:
     """All about a job, for programs: the contract's `job` and `runs`, and `result`, which is null if there is none.
 
@@ -288,7 +296,7 @@ def event_sentence(event: "Event") -> str:
         case "job_snapshot":
             job = event.job_snapshot.job
             place = f", {job.queue_position} before it" if job.HasField("queue_position") else ""
-            return f"{job.job_id} is {job_reason(job)}{place}"
+            return f"{job_sentence(job)}{place}"
         case "session_snapshot":
             session = event.session_snapshot.session
             return f"{session.session_id} is {session_state(session)}"
@@ -303,7 +311,7 @@ def event_sentence(event: "Event") -> str:
             return f"{run.job_id} is queued again: {output.enum_word(run, 'outcome')}"
         case "job_ended":
             job = event.job_ended.job
-            return f"{job.job_id} is {job_reason(job)}" + (f": {job.detail}" if job.detail else "")
+            return job_sentence(job) + (f": {job.detail}" if job.detail else "")
         case "job_priority_changed":
             changed = event.job_priority_changed
             return f"{changed.job_id} has priority {changed.priority}"

@@ -148,7 +148,7 @@ def cancel(
         if json:
             output.print_json(cancelled)
         else:
-            typer.echo(f"{job_id} is {job_view.job_reason(cancelled)}.")
+            typer.echo(f"{job_view.job_sentence(cancelled)}.")
     if refused:
         raise typer.Exit(1)
 

@@ -212,7 +212,8 @@ class Admission:
                 raise Refusal(
                     Code.FAILED_PRECONDITION,
                     "RESERVATION_OVERLAP",
-                    f"reservation {other.name!r} has device {device.name!r} in that time: choose another one",
+                    f"device {device.name!r} is reserved for {other.holder!r} in part of that time, by {other.name!r}: "
+                    "choose a time that is free (`cadenza reservations` lists what is not)",
                     metadata={"reservation_id": other.name},
                 )
         return device

@@ -140,7 +140,7 @@ def _read(tree: Tree, what: str, least: float, most: float) -> float:
 
 def _pair(tree: Tree, what: str) -> tuple[Tree, Tree]:
     if not isinstance(tree, List) or len(tree.items) != 2:
-        refuse(tree, f"here stands a list of two, {what}")
+        refuse(tree, f"expected a list of two, {what}")
     return tree.items[0], tree.items[1]
 
 

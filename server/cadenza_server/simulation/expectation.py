@@ -52,13 +52,13 @@ _read_code: Final = word_reader(Code)
 
 def _items(tree: Tree) -> list[Tree]:
     if not isinstance(tree, List):
-        refuse(tree, "here stands a list")
+        refuse(tree, "expected a list")
     return tree.items
 
 
 def _entries(tree: Tree) -> list[tuple[str, Tree]]:
     if not isinstance(tree, Table):
-        refuse(tree, "here stands a mapping")
+        refuse(tree, "expected a mapping")
     return list(tree.entries.items())
 
 
@@ -69,7 +69,7 @@ def _read_end(tree: Tree) -> float | None:
 def _read_outcome(tree: Tree) -> str:
     text = read_text(tree)
     if text not in RUN_OUTCOMES:
-        refuse(tree, f"here stands one of {', '.join(RUN_OUTCOMES)}, not {text!r}")
+        refuse(tree, f"expected one of {', '.join(RUN_OUTCOMES)}, not {text!r}")
     return text
 
 

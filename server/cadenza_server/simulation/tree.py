@@ -61,10 +61,10 @@ def parse_tree(text: str) -> Tree:
         return _build(loader, _events(loader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise ScenarioError(1 if mark is None else mark.line + 1, f"this is no YAML: {error.problem}") from error
+        raise ScenarioError(1 if mark is None else mark.line + 1, f"this is not YAML: {error.problem}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1 if isinstance(error.position, int) else 1
-        raise ScenarioError(line, f"this is no YAML: {error.reason}") from error
+        raise ScenarioError(line, f"this is not YAML: {error.reason}") from error
     finally:
         loader.dispose()
 

@@ -78,14 +78,14 @@ def show(tree: Tree) -> str:
 def read_text(tree: Tree) -> str:
     """Return a text. An empty one names nothing, so a command that holds it will be refused."""
     if not isinstance(tree, Scalar) or tree.kind != "str":
-        refuse(tree, f"here stands a text, not {show(tree)}")
+        refuse(tree, f"expected a text, not {show(tree)}")
     return tree.text
 
 
 def read_seconds(tree: Tree) -> int:
     """Return nanoseconds, of either sign."""
     if not isinstance(tree, Scalar) or tree.kind not in ("int", "float"):
-        refuse(tree, f"here stands a time in seconds, not {show(tree)}")
+        refuse(tree, f"expected a time in seconds, not {show(tree)}")
     match = _SECONDS.fullmatch(tree.text)
     if match is None or len(match[3] or "") > DECIMALS_MAX:
         refuse(tree, f"a time is seconds with at most three decimals, such as 2 or 0.125, not {tree.text}")
@@ -113,21 +113,21 @@ def read_length(tree: Tree) -> int:
 def read_integer(tree: Tree) -> int:
     """Return a whole number."""
     if not isinstance(tree, Scalar) or tree.kind != "int" or not _INTEGER.fullmatch(tree.text):
-        refuse(tree, f"here stands a whole number, not {show(tree)}")
+        refuse(tree, f"expected a whole number, not {show(tree)}")
     return int(tree.text)
 
 
 def read_number(tree: Tree) -> float:
     """Return a number as the double that is nearest to it."""
     if not isinstance(tree, Scalar) or tree.kind not in ("int", "float") or not _NUMBER.fullmatch(tree.text):
-        refuse(tree, f"here stands a number, not {show(tree)}")
+        refuse(tree, f"expected a number, not {show(tree)}")
     return float(tree.text)
 
 
 def read_boolean(tree: Tree) -> bool:
     """Return a truth value."""
     if not isinstance(tree, Scalar) or tree.kind != "bool" or tree.text.lower() not in ("true", "false"):
-        refuse(tree, f"here stands true or false, not {show(tree)}")
+        refuse(tree, f"expected true or false, not {show(tree)}")
     return tree.text.lower() == "true"
 
 
@@ -140,7 +140,7 @@ def word_reader(words: type[_W]) -> Callable[[Tree], _W]:
     def read(tree: Tree) -> _W:
         if isinstance(tree, Scalar) and tree.kind == "str" and tree.text in words.__members__:
             return words[tree.text]
-        refuse(tree, f"here stands one of {', '.join(words)}, not {show(tree)}")
+        refuse(tree, f"expected one of {', '.join(words)}, not {show(tree)}")
 
     return read
 
@@ -148,5 +148,5 @@ def word_reader(words: type[_W]) -> Callable[[Tree], _W]:
 def read_lengths(tree: Tree) -> tuple[int, ...]:
     """Return a list of nanoseconds."""
     if not isinstance(tree, List):
-        refuse(tree, f"here stands a list of times, not {show(tree)}")
+        refuse(tree, f"expected a list of times, not {show(tree)}")
     return tuple(read_seconds(item) for item in tree.items)
