@@ -543,8 +543,14 @@ def _spec_keys(kind: str) -> tuple[Key, ...]:
 
 def _spec_values(spec: DeviceSpec) -> dict[str, object]:
     """What it is told, by key."""
-    names = {"drift_time": "drift_time_ns"}
-    return {key.name: getattr(spec, names.get(key.name, key.name)) for key in _spec_keys(spec.kind)}
+    return {key.name: getattr(spec, _SPEC_NAMES.get(key.name, key.name)) for key in _spec_keys(spec.kind)}
+
+
+_SPEC_NAMES: Final = {"drift_time": "drift_time_ns"}
+_SPEC_DEFAULTS: Final = {
+    next((key for key, name in _SPEC_NAMES.items() if name == each.name), each.name): each.default
+    for each in dataclasses.fields(DeviceSpec)
+}
 
 
 def _locate(folder: Path, path: str) -> Path:
@@ -677,23 +683,44 @@ def check_exposure(config: Config) -> None:
 # --- printing -------------------------------------------------------------------------------------------------------
 
 
+_HEAD: Final = """\
+# The effective configuration of a Cadenza server: cadenza serve --config FILE
+#
+# What is commented out holds all the same: it is a default, or what a device's profile gives. To change such a line,
+# remove its first #. A device whose `profile` is changed gets what the other profile gives, in all lines that are
+# commented out.
+"""
+
+
 def print_config(config: Config) -> str:
-    """The configuration as TOML with comments; it loads again to the same `Config`."""
-    lines = ["# The effective configuration of a Cadenza server: cadenza serve --config FILE", ""]
-    lines += _print_keys(_TOP, {"half_life": config.half_life})
-    server: dict[str, object] = {"listen": config.listen, "data_dir": config.data_dir, "insecure": config.insecure}
-    server["stop_grace"] = config.stop_grace
+    """The configuration as TOML with comments; it loads again to the same `Config`.
+
+    Defaults, and what profiles give, are commented out: set, they would stand against another profile or version.
+    """
+    lines = [*_HEAD.splitlines(), ""]
+    lines += _print_keys(_TOP, {"half_life": config.half_life}, {"half_life": HALF_LIFE_DEFAULT})
+    server: dict[str, object] = {
+        "listen": config.listen,
+        "data_dir": config.data_dir,
+        "insecure": config.insecure,
+        "stop_grace": config.stop_grace,
+    }
+    usual: dict[str, object] = {
+        "listen": parse_address(LISTEN_DEFAULT),
+        "data_dir": default_data_dir(),
+        "insecure": False,
+        "stop_grace": STOP_GRACE_DEFAULT,
+        "operators": (default_user(),),
+    }
+    if not config.tokens:
+        server["operators"] = config.operators
     if config.metrics is not None:
         server["metrics"] = config.metrics
-    named = {} if config.tokens else {"operators": config.operators}
-    if config.operators != (default_user(),):
-        server |= named
-        named = {}
-    lines += _print_table("[server]", _SERVER, server)
-    # As a comment, for with the [[tokens]] that somebody adds it would be refused.
-    lines += _comment(_print_keys(_SERVER, named))
+    lines += _print_table("[server]", _SERVER, server, usual)
     if config.metrics is None:
-        lines += _comment(_print_keys(_SERVER, {"metrics": parse_metrics_address(METRICS_EXAMPLE)}))
+        example = parse_metrics_address(METRICS_EXAMPLE)
+        lines += ["# Without metrics there are none. For example:"]
+        lines += _print_keys(_SERVER, {"metrics": example}, {"metrics": example})
     for token in config.tokens:
         lines += ["", *print_token(token)]
     if not config.tokens:
@@ -708,12 +735,21 @@ def print_config(config: Config) -> str:
         lines += ["", f"[devices.{_show_key(name)}]"]
         lines += _align([(f"kind = {_show(device.spec.kind)}", ", ".join(KINDS) + ", or a plugin's")])
         lines += _align([(f"profile = {_show(device.profile)}", "gives what is not set: " + ", ".join(PROFILES))])
-        lines += _print_keys(_SETTINGS, {key.name: getattr(device.settings, key.name) for key in _SETTINGS})
-        lines += _print_keys(_spec_keys(device.spec.kind), _spec_values(device.spec))
+        given = PROFILES[device.profile]
+        lines += _print_keys(
+            _SETTINGS,
+            {key.name: getattr(device.settings, key.name) for key in _SETTINGS},
+            {key.name: getattr(given, key.name) for key in _SETTINGS},
+        )
+        lines += _print_keys(_spec_keys(device.spec.kind), _spec_values(device.spec), _SPEC_DEFAULTS)
     lines += ["", "[shares]", "# Weights in the share tree; a path that is not named has 1."]
     lines += [f"{_show_key(path)} = {_show(weight)}" for path, weight in config.shares.items()]
-    for place, keys, part in (("[limits]", _LIMITS, config.limits), ("[logging]", _LOGGING, config.logging)):
-        lines += _print_table(place, keys, {key.name: getattr(part, key.name) for key in keys})
+    for place, keys, part, default in (
+        ("[limits]", _LIMITS, config.limits, Limits()),
+        ("[logging]", _LOGGING, config.logging, Logging()),
+    ):
+        values, usual = ({key.name: getattr(each, key.name) for key in keys} for each in (part, default))
+        lines += _print_table(place, keys, values, usual)
     return "\n".join(lines) + "\n"
 
 
@@ -724,12 +760,23 @@ def print_token(token: TokenEntry) -> list[str]:
     return ["[[tokens]]", *_print_keys(_TOKEN, values)]
 
 
-def _print_table(place: str, keys: tuple[Key, ...], values: Mapping[str, object]) -> list[str]:
-    return ["", place, *_print_keys(keys, values)]
+def _print_table(
+    place: str, keys: tuple[Key, ...], values: Mapping[str, object], usual: Mapping[str, object] | None = None
+) -> list[str]:
+    return ["", place, *_print_keys(keys, values, usual)]
 
 
-def _print_keys(keys: tuple[Key, ...], values: Mapping[str, object]) -> list[str]:
-    return _align([(f"{key.name} = {key.show(values[key.name])}", key.note) for key in keys if key.name in values])
+def _print_keys(
+    keys: tuple[Key, ...], values: Mapping[str, object], usual: Mapping[str, object] | None = None
+) -> list[str]:
+    """One line a key that has a value; a value that is the usual one is commented out."""
+    found = []
+    for key in keys:
+        if key.name in values:
+            value = values[key.name]
+            mark = "# " if usual is not None and key.name in usual and usual[key.name] == value else ""
+            found.append((f"{mark}{key.name} = {key.show(value)}", key.note))
+    return _align(found)
 
 
 def _comment(lines: list[str]) -> list[str]:

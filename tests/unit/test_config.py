@@ -1,5 +1,8 @@
 """The configuration: strict, complete, and its print loads again."""
 
+import dataclasses
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,7 @@ from cadenza_server.config import (
     Address,
     Config,
     ConfigError,
+    Limits,
     check_exposure,
     default_user,
     load_config,
@@ -128,6 +132,20 @@ def test_what_is_printed_loads_again_to_the_same(text: str) -> None:
     assert "# " in printed
 
 
+def test_a_printed_copy_follows_its_profile_and_its_defaults() -> None:
+    printed = print_config(parse("[devices.q]\nmax_time = '1h'\n[limits]\njobs_per_call_max = 7\n"))
+    assert "\nmax_time = " in printed
+    assert "\n# unused_ttl = " in printed
+    changed = parse(printed.replace('profile = "runtime-2023"', 'profile = "runtime-2024"'))
+    settings = changed.devices["q"].settings
+    assert settings == dataclasses.replace(RUNTIME_2024, max_time=3600 * SECOND)
+    assert changed.limits == dataclasses.replace(Limits(), jobs_per_call_max=7)
+    every_line = re.sub(r"(?m)^# (?=[a-z_]+ = )", "", printed.partition("[devices.q]")[2])
+    table = tomllib.loads("[devices.q]" + every_line)
+    assert table["devices"]["q"]["on_close"] == "FAIL_QUEUED"
+    assert parse("[devices.q]" + every_line).devices["q"] == parse(printed).devices["q"]
+
+
 def test_what_is_printed_takes_the_tokens_that_are_pasted_below_it() -> None:
     token = f"[[tokens]]\npath = 'lab/ada'\nhash = '{HASH}'\n"
     config = parse_config(print_config(load_config(None)) + token, Path("/elsewhere"))
@@ -146,7 +164,10 @@ def test_what_is_printed_takes_the_tokens_that_are_pasted_below_it() -> None:
         ("[server]\noperators = ['a b']", "[server] operators: 'a b' is not a path"),
         ("[server]\ninsecure = 1", "[server] insecure: 1 is neither true nor false"),
         ("server = 1", "[server] is no table"),
-        ("[devices.q]\nkind = 'aerr'", "[devices.q] kind: 'aerr' is not one of aer, generic, snapshot (did you mean 'aer'?)"),
+        (
+            "[devices.q]\nkind = 'aerr'",
+            "[devices.q] kind: 'aerr' is not one of aer, generic, snapshot (did you mean 'aer'?)",
+        ),
         ("[devices.q]\nprofile = 'runtime-2025'", "[devices.q] profile: 'runtime-2025' is not one of runtime-2023"),
         ("[devices.q]\nmax_tme = 1", "[devices.q]: there is no key 'max_tme' (did you mean 'max_time'?)"),
         ("[devices.q]\nmax_time = 0", "[devices.q] max_time: 0 is not positive"),
