@@ -63,6 +63,7 @@ CLIENTS = (
         ["go generate ./...", "go build -o build/ ./cmd/conformance ./examples/sweep"],
         "build/conformance",
     ),
+    _client("node", "node npm", "npm install --no-fund --no-audit --prefer-offline", ["npm run build"], "node build/src/conformance.js"),
 )
 """In the order of the table."""
 
