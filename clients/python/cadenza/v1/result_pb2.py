@@ -28,7 +28,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63\x61\x64\x65nza/v1/result.proto\x12\ncadenza.v1\x1a\x17\x63\x61\x64\x65nza/v1/device.proto\x1a\x17\x63\x61\x64\x65nza/v1/tensor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xbc\x01\n\tJobResult\x12#\n\x04pubs\x18\x01 \x03(\x0b\x32\x15.cadenza.v1.PubResult\x12)\n\x08metadata\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12,\n\texecution\x18\x03 \x01(\x0b\x32\x19.cadenza.v1.ExecutionInfo\x12\x31\n\x0b\x63\x61libration\x18\x04 \x01(\x0b\x32\x1c.cadenza.v1.DeviceProperties\"l\n\tPubResult\x12%\n\x06\x66ields\x18\x01 \x03(\x0b\x32\x15.cadenza.v1.DataField\x12\r\n\x05shape\x18\x02 \x03(\x03\x12)\n\x08metadata\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"n\n\tDataField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04\x62its\x18\x02 \x01(\x0b\x32\x14.cadenza.v1.BitArrayH\x00\x12$\n\x06tensor\x18\x03 \x01(\x0b\x32\x12.cadenza.v1.TensorH\x00\x42\x07\n\x05value\"9\n\x08\x42itArray\x12\x10\n\x08num_bits\x18\x01 \x01(\x05\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xee\x01\n\rExecutionInfo\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x31\n\x0eparse_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x12transpile_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10\x65xecute_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB$\n\ncadenza.v1P\x01Z\x14\x63\x61\x64\x65nza/v1;cadenzav1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63\x61\x64\x65nza/v1/result.proto\x12\ncadenza.v1\x1a\x17\x63\x61\x64\x65nza/v1/device.proto\x1a\x17\x63\x61\x64\x65nza/v1/tensor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xeb\x01\n\tJobResult\x12#\n\x04pubs\x18\x01 \x03(\x0b\x32\x15.cadenza.v1.PubResult\x12)\n\x08metadata\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12,\n\texecution\x18\x03 \x01(\x0b\x32\x19.cadenza.v1.ExecutionInfo\x12\x31\n\x0b\x63\x61libration\x18\x04 \x01(\x0b\x32\x1c.cadenza.v1.DeviceProperties\x12-\n\x07\x64rifted\x18\x05 \x01(\x0b\x32\x1c.cadenza.v1.DeviceProperties\"l\n\tPubResult\x12%\n\x06\x66ields\x18\x01 \x03(\x0b\x32\x15.cadenza.v1.DataField\x12\r\n\x05shape\x18\x02 \x03(\x03\x12)\n\x08metadata\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"n\n\tDataField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04\x62its\x18\x02 \x01(\x0b\x32\x14.cadenza.v1.BitArrayH\x00\x12$\n\x06tensor\x18\x03 \x01(\x0b\x32\x12.cadenza.v1.TensorH\x00\x42\x07\n\x05value\"9\n\x08\x42itArray\x12\x10\n\x08num_bits\x18\x01 \x01(\x05\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xee\x01\n\rExecutionInfo\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x31\n\x0eparse_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x12transpile_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10\x65xecute_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB$\n\ncadenza.v1P\x01Z\x14\x63\x61\x64\x65nza/v1;cadenzav1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,13 +37,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\ncadenza.v1P\001Z\024cadenza/v1;cadenzav1'
   _globals['_JOBRESULT']._serialized_start=152
-  _globals['_JOBRESULT']._serialized_end=340
-  _globals['_PUBRESULT']._serialized_start=342
-  _globals['_PUBRESULT']._serialized_end=450
-  _globals['_DATAFIELD']._serialized_start=452
-  _globals['_DATAFIELD']._serialized_end=562
-  _globals['_BITARRAY']._serialized_start=564
-  _globals['_BITARRAY']._serialized_end=621
-  _globals['_EXECUTIONINFO']._serialized_start=624
-  _globals['_EXECUTIONINFO']._serialized_end=862
+  _globals['_JOBRESULT']._serialized_end=387
+  _globals['_PUBRESULT']._serialized_start=389
+  _globals['_PUBRESULT']._serialized_end=497
+  _globals['_DATAFIELD']._serialized_start=499
+  _globals['_DATAFIELD']._serialized_end=609
+  _globals['_BITARRAY']._serialized_start=611
+  _globals['_BITARRAY']._serialized_end=668
+  _globals['_EXECUTIONINFO']._serialized_start=671
+  _globals['_EXECUTIONINFO']._serialized_end=909
 # @@protoc_insertion_point(module_scope)

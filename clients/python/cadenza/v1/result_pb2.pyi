@@ -32,6 +32,7 @@ class JobResult(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
     CALIBRATION_FIELD_NUMBER: _builtins.int
+    DRIFTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pubs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PubResult]:
         """One result a PUB, in the order of the job's PUBs."""
@@ -48,6 +49,12 @@ class JobResult(_message.Message):
     def calibration(self) -> _device_pb2.DeviceProperties:
         """What a calibration job measured. Absent for other jobs, and for a calibration with PUBs of its own."""
 
+    @_builtins.property
+    def drifted(self) -> _device_pb2.DeviceProperties:
+        """What a calibration job measured before it restored the device: the properties to which this had drifted, in the
+        epoch that it ended. Absent for devices that do not drift, and where `calibration` is absent.
+        """
+
     def __init__(
         self,
         *,
@@ -55,10 +62,11 @@ class JobResult(_message.Message):
         metadata: _struct_pb2.Struct | None = ...,
         execution: Global___ExecutionInfo | None = ...,
         calibration: _device_pb2.DeviceProperties | None = ...,
+        drifted: _device_pb2.DeviceProperties | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "execution", b"execution", "metadata", b"metadata"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "drifted", b"drifted", "execution", b"execution", "metadata", b"metadata"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "execution", b"execution", "metadata", b"metadata", "pubs", b"pubs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration", "drifted", b"drifted", "execution", b"execution", "metadata", b"metadata", "pubs", b"pubs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
