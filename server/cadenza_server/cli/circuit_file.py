@@ -69,12 +69,24 @@ def check_circuit(path: Path, message: "Circuit", parameters: Mapping[str, float
                     "qubits: give one letter a qubit, the last for qubit 0",
                     2,
                 )
+    if observables and _ends_measured(circuit):
+        fail(
+            f"{path}: the circuit ends with measurements, and an --observable is measured by itself: take them out of "
+            "the file, or leave out --observable to get counts",
+            2,
+        )
     if not observables and not (circuit.cregs and _measures(circuit)):
         fail(
             f"{path}: the circuit measures nothing into a classical register: add some, or ask for an --observable",
             2,
         )
     return circuit
+
+
+def _ends_measured(circuit: Any) -> bool:
+    from cadenza_server.execution.models import is_measured_at_the_end
+
+    return bool(is_measured_at_the_end(circuit))
 
 
 def _measures(circuit: Any) -> bool:

@@ -3,9 +3,12 @@
 import contextlib
 import hashlib
 import io
+import os
 import re
+import sys
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import qiskit_qasm3_import
@@ -99,12 +102,14 @@ def _parse_qpy(data: bytes) -> Any:
 def _parse_openqasm3(text: str) -> Any:
     """By Qiskit's native parser where it can, else by qiskit-qasm3-import, which knows `input` and says lines."""
     includes = len(_INCLUDE.findall(text))
+    printed: list[str] = []
     # the native parser opens the files that a program includes; the other one knows only the standard gates
     if "input" not in text and text.strip() and includes == len(_INCLUDE_STDGATES.findall(text)):
-        try:
-            return qasm3.loads_experimental(text)
-        except BaseException as error:
-            _raise_if_not_of_the_parser(error)
+        with _caught_output() as printed:
+            try:
+                return qasm3.loads_experimental(text)
+            except BaseException as error:
+                _raise_if_not_of_the_parser(error)
     complaints = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaints), contextlib.redirect_stdout(complaints):
@@ -112,8 +117,48 @@ def _parse_openqasm3(text: str) -> Any:
     except BaseException as error:
         _raise_if_not_of_the_parser(error)
         said = complaints.getvalue().strip().splitlines()
-        reason = said[0] if said and not str(error) else _first_line(error)
-        raise ProgramError(f"the OpenQASM 3 text cannot be read: {_with_line(reason)}") from error
+        if str(error):
+            reason = _with_line(_first_line(error))
+        elif said:
+            reason = _with_line(said[0])
+        else:
+            reason = _read_native_complaint("".join(printed)) or "its syntax is wrong"
+        raise ProgramError(f"the OpenQASM 3 text cannot be read: {reason}") from error
+
+
+@contextlib.contextmanager
+def _caught_output() -> Iterator[list[str]]:
+    """Keep from the standard output what the native parser prints there, past Python's own; at the end, the list has
+    it. Where that cannot be done, it is printed."""
+    printed: list[str] = []
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield printed
+        return
+    try:
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(tempfile.TemporaryFile())
+            except OSError:
+                yield printed
+                return
+            sys.stdout.flush()
+            os.dup2(file.fileno(), 1)
+            try:
+                yield printed
+            finally:
+                os.dup2(kept, 1)
+                file.seek(0)
+                printed.append(file.read().decode(errors="replace"))
+    finally:
+        os.close(kept)
+
+
+def _read_native_complaint(printed: str) -> str | None:
+    """`Error: expected SEMICOLON` above a drawing with `[no file:3:11]` says `line 3, column 11: expected SEMICOLON`."""
+    found = _NATIVE_COMPLAINT.search(printed)
+    return f"line {found[2]}, column {found[3]}: {found[1]}" if found else None
 
 
 def _parse_openqasm2(text: str) -> Any:
@@ -128,13 +173,17 @@ def _parse_openqasm2(text: str) -> Any:
 
 
 _PLACE: Final = re.compile(r"^(?:line )?(\d+)[,:](\d+):? ?")
+_NATIVE_COMPLAINT: Final = re.compile(r"^Error: (.*)\n.*\[.*:(\d+):(\d+)\]", re.MULTILINE)
 
 
 def _with_line(reason: str) -> str:
-    """`4,0: ...` and `line 4:0 ...` say `line 4, column 0: ...`; without a reason, that there is none."""
+    """`4,0: ...` and `line 4:0 ...` say `line 4, column 1: ...`: parsers count columns from 0, and editors from 1.
+
+    Without a reason, that there is none.
+    """
     if not reason:
         return "its syntax is wrong"
-    return _PLACE.sub(r"line \1, column \2: ", reason)
+    return _PLACE.sub(lambda found: f"line {found[1]}, column {int(found[2]) + 1}: ", reason)
 
 
 def _first_line(error: BaseException) -> str:
