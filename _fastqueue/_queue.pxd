@@ -71,6 +71,8 @@ cdef struct Job:          # 24 bytes
     int64_t estimate      # ns
     uint32_t owner        # see Kind
     uint8_t kind
+    uint8_t hint_high     # where a fair-share job was put in: the low 24 bits of its user's root block then, which may have
+    uint16_t hint_low     # gone or been taken for anything since: only to ask for memory early
 
 
 cdef struct Entry:        # 16 bytes: a node that has candidates on a device
@@ -108,7 +110,7 @@ cdef struct Block:        # WIDE_SIZE bytes, seven lines; in a narrow tree NARRO
     uint8_t count
     uint8_t height        # 0: leaf
     uint32_t ref[BLOCK_SLOTS]  # leaf: Entry, Job or Session; inner: Block
-    Slot slot[BLOCK_SLOTS]
+    Slot slot[BLOCK_SLOTS]         # in a narrow tree a free slot has the order NO_ORDER, above all keys
     double usage[BLOCK_SLOTS + 1]  # of a free slot (the one too many counts as one): not a number
 
 

@@ -501,3 +501,35 @@ def test_large_trees_answer_as_the_reference_does(walk: int, ties: bool) -> None
             pair.dispatch(device)
         if step % 100 == 99:
             pair.compare()
+
+
+@pytest.mark.parametrize("walk", range(2))
+def test_jobs_cancelled_in_any_order_leave_what_the_reference_has(walk: int) -> None:
+    """Users with one block of jobs and with many; blocks that split, merge, go, and are taken for somebody else's."""
+    chance = random.Random(f"{SEED}/cancel/{walk}")
+    print(f"CADENZA_SEED={SEED}")
+    pair = Pair(3600 * 10**9)
+    for _ in range(1 + walk):
+        pair.add_device(False)
+    pair.add_account(ROOT, 1.0)
+    for i in range(12):
+        pair.add_user(pair.accounts[i % 2], 1.0)
+    sessions = int(os.environ.get("CADENZA_EXAMPLES", "100")) // 10
+    for _ in range(sessions):
+        pair.now += chance.randrange(1, 10**9)
+        for device in range(len(pair.devices)):
+            pair.add_session(device, chance.choice(pair.users), chance.random() < 0.5, True)
+            for job in range(chance.randrange(1, 25)):
+                pair.push_session(pair.sessions[-1], chance.choice([0, 1]), chance.randrange(1, 20), job == 0)
+        for _ in range(chance.randrange(60)):
+            user = chance.choice(pair.users[: chance.choice([2, 12])])
+            pair.push(chance.choice(pair.devices), user, chance.choice([0, 0, 1]), chance.randrange(1, 20), True)
+        if chance.random() < 0.5:
+            pair.release_jobs(chance.choice(pair.sessions))
+        for _ in range(min(len(pair.jobs), chance.randrange(90))):
+            pair.remove(chance.choice(pair.jobs))
+        for device in pair.devices:
+            if device in pair.busy:
+                pair.end("finish", device, pair.now)
+            pair.dispatch(device)
+        pair.compare()
