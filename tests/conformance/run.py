@@ -64,6 +64,21 @@ CLIENTS = (
         "build/conformance",
     ),
     _client("node", "node npm", "npm install --no-fund --no-audit --prefer-offline", ["npm run build"], "node build/src/conformance.js"),
+    _client("rust", "cargo", "cargo fetch", ["cargo build --examples"], "target/debug/examples/conformance"),
+    _client(
+        "java",
+        "java mvn",
+        "",
+        ["mvn -q -B package"],
+        "java -cp target/classes:target/lib/* cadenza.conformance.Conformance",
+    ),
+    _client(
+        "cpp",
+        "cmake g++ protoc grpc_cpp_plugin",
+        "",
+        ["cmake -S . -B build -DCMAKE_BUILD_TYPE=Release", "cmake --build build"],
+        "build/conformance",
+    ),
 )
 """In the order of the table."""
 
