@@ -184,7 +184,15 @@ def test_wrong_usage_ends_with_2_and_names_what_is_wrong(
     result = run(*arguments, CADENZA_TARGET=unused_target, COLUMNS="200", CADENZA_TOKEN="")
     assert result.exit_code == 2, result.output
     assert sentence in result.output
+    assert "Value error" not in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_the_help_names_no_types_of_python(command: list[str]) -> None:
+    shown = run(*command, "--help", COLUMNS="200").output
+    options = shown[shown.index("Options") :]
+    assert not re.search(r"<(bool|list|int|float|choice|text)", options)
 
 
 # --- circuits from files ----------------------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ Modules import what they need inside their commands, so that `--help` and small 
 """
 
 import importlib
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperCommand
 
 COMMANDS: Final = (
     "serve",
@@ -46,7 +47,39 @@ def build_app() -> typer.Typer:
 
     for name in COMMANDS:
         importlib.import_module(f"cadenza_server.cli.{name}").register(app)
+    for part in (app, *(group.typer_instance for group in app.registered_groups if group.typer_instance)):
+        for command in part.registered_commands:
+            command.cls = _Command
     return app
+
+
+class _Command(TyperCommand):
+    """A command whose help shows flags without a type, for they take no value, and whose refusals are in our words."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for each in self.params:
+            _hide_type(each)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As ever, but a wrong choice is told without the words of the library that checks it."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            said = getattr(error, "message", None)
+            if isinstance(said, str):
+                error.message = said.removeprefix("Value error, ")  # type: ignore[attr-defined]
+            raise
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """As it is, without a type."""
+        return _hide_type(super().get_help_option(ctx))
+
+
+def _hide_type(option: Any) -> Any:
+    if getattr(option, "is_flag", False):
+        option.metavar = " "
+    return option
 
 
 def _show_version(asked: bool) -> None:

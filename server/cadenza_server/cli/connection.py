@@ -18,43 +18,31 @@ P = ParamSpec("P")
 INTERRUPTED: Final = 130
 """Exit code after Ctrl-C, as shells have it."""
 
-_PANEL: Final = "Which server, and who calls"
+_PANEL: Final = "Which server, and who calls; each may be set as the variable in brackets"
 
 
-def _option(name: str, variable: str, help_text: str, metavar: str | None = None) -> Any:
-    return typer.Option(name, envvar=variable, help=help_text, metavar=metavar, rich_help_panel=_PANEL)
+def _option(name: str, help_text: str, metavar: str | None = None) -> Any:
+    """`CADENZA_` and the name is the variable, which the help names in few characters: it stands below each command."""
+    variable = "CADENZA_" + name.removeprefix("--").replace("-", "_").upper()
+    return typer.Option(
+        name,
+        envvar=variable,
+        show_envvar=False,
+        help=f"{help_text} ({variable}).",
+        metavar=metavar,
+        rich_help_panel=_PANEL,
+    )
 
 
 def _options(
-    target: Annotated[
-        str | None, _option("--target", "CADENZA_TARGET", "The server. Default: 127.0.0.1:50051.", "HOST:PORT")
-    ] = None,
-    user: Annotated[
-        str | None,
-        _option(
-            "--user",
-            "CADENZA_USER",
-            "Who calls, where names are trusted. Default: your name on this machine.",
-            "PATH",
-        ),
-    ] = None,
-    token: Annotated[
-        str | None, _option("--token", "CADENZA_TOKEN", "Who calls, where the server wants tokens.", "TEXT")
-    ] = None,
-    tls: Annotated[
-        bool, _option("--tls", "CADENZA_TLS", "Encrypt, and trust this machine's certificate authorities.")
-    ] = False,
-    tls_ca: Annotated[
-        Path | None, _option("--tls-ca", "CADENZA_TLS_CA", "Encrypt, and trust the authority in this file.", "FILE")
-    ] = None,
-    tls_certificate: Annotated[
-        Path | None, _option("--tls-certificate", "CADENZA_TLS_CERTIFICATE", "Your own certificate.", "FILE")
-    ] = None,
-    tls_key: Annotated[Path | None, _option("--tls-key", "CADENZA_TLS_KEY", "Its key.", "FILE")] = None,
-    tls_server_name: Annotated[
-        str | None,
-        _option("--tls-server-name", "CADENZA_TLS_SERVER_NAME", "The name in the server's certificate.", "TEXT"),
-    ] = None,
+    target: Annotated[str | None, _option("--target", "The server, if not 127.0.0.1:50051", "HOST:PORT")] = None,
+    user: Annotated[str | None, _option("--user", "Who you are, where names are trusted", "PATH")] = None,
+    token: Annotated[str | None, _option("--token", "Your token, where it wants one", "TEXT")] = None,
+    tls: Annotated[bool, _option("--tls", "Encrypt")] = False,
+    tls_ca: Annotated[Path | None, _option("--tls-ca", "Encrypt; trust this authority", "FILE")] = None,
+    tls_certificate: Annotated[Path | None, _option("--tls-certificate", "Your certificate", "FILE")] = None,
+    tls_key: Annotated[Path | None, _option("--tls-key", "Its key", "FILE")] = None,
+    tls_server_name: Annotated[str | None, _option("--tls-server-name", "Its name in its certificate", "NAME")] = None,
 ) -> None:
     """The options that each command gets, by their signature."""
 

@@ -32,6 +32,9 @@ class State(StrEnum):
     CANCELLED = "cancelled"
 
 
+STATES_HELP: Final = "Only " + ", ".join(State) + "; may be repeated."
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(
@@ -59,7 +62,7 @@ def register(app: typer.Typer) -> None:
 @calls_server
 def jobs(
     client: "Client",
-    state: Annotated[list[State] | None, typer.Option(help="Only jobs in this state; may be repeated.")] = None,
+    state: Annotated[list[State] | None, typer.Option(metavar="STATE", help=STATES_HELP)] = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="Only jobs for this device.")] = "",
     session: Annotated[str, typer.Option(metavar="SESSION", help="Only jobs submitted to this session.")] = "",
     owner: Annotated[
@@ -68,7 +71,7 @@ def jobs(
     everybody: Annotated[bool, typer.Option("--all", help="Everybody's jobs, for operators.")] = False,
     tag: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Only with this tag; may be repeated.")] = None,
     oldest_first: Annotated[bool, typer.Option("--oldest-first", help="The oldest first, not the newest.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = LIMIT_DEFAULT,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many at most.")] = LIMIT_DEFAULT,
     json: JsonOption = False,
 ) -> None:
     """List jobs, the newest first: your own, unless you ask for others'.

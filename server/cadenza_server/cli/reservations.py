@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -26,6 +26,9 @@ class State(StrEnum):
     ACTIVE = "active"
     ENDED = "ended"
     DELETED = "deleted"
+
+
+STATES_HELP: Final = "Only " + ", ".join(State) + "; may be repeated. Default: those that are not over."
 
 
 def register(app: typer.Typer) -> None:
@@ -79,9 +82,7 @@ def reservations(
     client: "Client",
     device: Annotated[str, typer.Option(metavar="DEVICE", help="Only of this device.")] = "",
     holder: Annotated[str, typer.Option(metavar="PATH", help="Only of this holder.")] = "",
-    state: Annotated[
-        list[State] | None, typer.Option(help="In this state; may be repeated. Default: those that are not over.")
-    ] = None,
+    state: Annotated[list[State] | None, typer.Option(metavar="STATE", help=STATES_HELP)] = None,
     json: JsonOption = False,
 ) -> None:
     """List reservations by their start."""

@@ -44,7 +44,7 @@ def serve(
     import dataclasses
     import os
 
-    # gRPC writes lines of its own to stderr, which is the log's: what matters to a server's owner is told there. Whoever
+    # gRPC writes lines of its own to stderr, which is for the log: what matters to an owner is told there. Whoever
     # wants to see them sets the variable. It counts when gRPC is loaded, which is below.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from cadenza_server.app import ServeError

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -35,6 +35,9 @@ class State(StrEnum):
     INACTIVE = "inactive"
     DRAINING = "draining"
     CLOSED = "closed"
+
+
+STATES_HELP: Final = "Only " + ", ".join(State) + "; may be repeated."
 
 
 class Pending(StrEnum):
@@ -70,14 +73,14 @@ def register(app: typer.Typer) -> None:
 @calls_server
 def sessions(
     client: "Client",
-    state: Annotated[list[State] | None, typer.Option(help="Only sessions in this state; may be repeated.")] = None,
+    state: Annotated[list[State] | None, typer.Option(metavar="STATE", help=STATES_HELP)] = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="Only sessions on this device.")] = "",
     owner: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="Sessions of this user or account, for operators. Default: your own."),
     ] = None,
     everybody: Annotated[bool, typer.Option("--all", help="Everybody's sessions, for operators.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = LIMIT_DEFAULT,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="How many at most.")] = LIMIT_DEFAULT,
     json: JsonOption = False,
 ) -> None:
     """List sessions, the newest first: your own, unless you ask for others'."""
@@ -102,7 +105,10 @@ def create(
     client: "Client",
     device: Annotated[str, typer.Option(metavar="DEVICE", help="Its device.")],
     mode: Annotated[
-        Mode, typer.Option(help="dedicated: the device waits for your next job. batch: many independent jobs.")
+        Mode,
+        typer.Option(
+            metavar="MODE", help="dedicated: the device waits for your next job. batch: many independent jobs."
+        ),
     ] = Mode.DEDICATED,
     max_time: Annotated[
         str | None, typer.Option(metavar="LENGTH", help="How long it lasts from its first job, such as 2h.")
@@ -168,7 +174,9 @@ def close(
     session_id: SessionArgument,
     pending: Annotated[
         Pending | None,
-        typer.Option(help="Queued jobs still run (drain) or fail. Default: as the device's profile says."),
+        typer.Option(
+            metavar="drain|fail", help="Queued jobs still run (drain) or fail. Default: as the device's profile says."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:

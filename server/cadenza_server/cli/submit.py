@@ -41,7 +41,9 @@ def submit(
         str, typer.Option(metavar="DEVICE", help="Where it shall run. May be left out if there is only one.")
     ] = "",
     session: Annotated[str, typer.Option(metavar="SESSION", help="The session that it belongs to.")] = "",
-    shots: Annotated[int | None, typer.Option(min=1, help="How often it is run. Default: the device's.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How often it is run. Default: the device's.")
+    ] = None,
     observable: Annotated[
         list[str] | None,
         typer.Option(
@@ -49,16 +51,18 @@ def submit(
         ),
     ] = None,
     precision: Annotated[
-        float | None, typer.Option(min=0.0, help="Standard error of observables to aim at; 0: exact.")
+        float | None, typer.Option(min=0.0, metavar="NUMBER", help="Standard error of observables to aim at; 0: exact.")
     ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option(metavar="NAME=NUMBER", help="A parameter's value. May be repeated.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of all random choices.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of all random choices.")] = None,
     transpile_level: Annotated[
-        int | None, typer.Option(min=0, max=3, help="How much the worker optimises, 0 to 3.")
+        int | None, typer.Option(min=0, max=3, metavar="N", help="How much the worker optimises, 0 to 3.")
     ] = None,
-    priority: Annotated[int, typer.Option(min=-100, max=100, help="Orders your own jobs; higher goes first.")] = 0,
+    priority: Annotated[
+        int, typer.Option(min=-100, max=100, metavar="N", help="Orders your own jobs; higher goes first.")
+    ] = 0,
     tag: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="To find it by. May be repeated.")] = None,
     max_execution_time: Annotated[
         str | None, typer.Option(metavar="LENGTH", help="Its limit on the device, such as 90s.")

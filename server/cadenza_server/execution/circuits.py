@@ -156,7 +156,7 @@ def _caught_output() -> Iterator[list[str]]:
 
 
 def _read_native_complaint(printed: str) -> str | None:
-    """`Error: expected SEMICOLON` above a drawing with `[no file:3:11]` says `line 3, column 11: expected SEMICOLON`."""
+    """`Error: expected ;` above a drawing with `[no file:3:11]` says `line 3, column 11: expected ;`."""
     found = _NATIVE_COMPLAINT.search(printed)
     return f"line {found[2]}, column {found[3]}: {found[1]}" if found else None
 
