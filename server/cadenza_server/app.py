@@ -47,17 +47,16 @@ from cadenza_server.api.shares import ShareServicer
 from cadenza_server.api.watching import WatchCounter
 from cadenza_server.clock import Clock, SystemClock
 from cadenza_server.config import Address, Config, DeviceConfig, check_exposure
-from cadenza_server.engine import DevicePlan, Engine, Ids, Quotas, TimeOrderedIds
+from cadenza_server.engine import DevicePlan, Engine, Ids, Quotas, Retention, TimeOrderedIds
 from cadenza_server.execution.device import Device
 from cadenza_server.execution.runs import RunReport
 from cadenza_server.execution.spec import KINDS, METHODS
+from cadenza_server.metrics import Metrics, MetricsServer
+from cadenza_server.model.settings import SECOND
 from cadenza_server.ports import explain_bind
 from cadenza_server.store.errors import StoreError
 from cadenza_server.store.store import Store
 from cadenza_server.tokens import TokenBook
-
-GRACE_SECONDS: Final = 5.0
-"""For runs in progress at an orderly stop; what has not ended then is put back into its place."""
 
 CALLS_PER_CONNECTION_MAX: Final = 1_000
 """Calls of one connection at a time, beside its watches."""
@@ -101,6 +100,10 @@ class Server:
         self._grpc: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
         self.address = config.listen
+        self.metrics_address = config.metrics
+        """Known once it has started, also with port 0."""
+        self._metrics = Metrics(tuple(config.devices)) if config.metrics is not None else None
+        self._metrics_server: MetricsServer | None = None
         self.engine = Engine(
             store=Store(config.data_dir),
             devices={name: _plan(name, device) for name, device in config.devices.items()},
@@ -113,6 +116,12 @@ class Server:
                 queued_jobs_per_user_max=config.limits.queued_jobs_per_user_max,
                 sessions_per_user_max=config.limits.sessions_per_user_max,
             ),
+            observer=self._metrics,
+            retention=Retention(
+                age_max=config.limits.result_age_max,
+                bytes_max=config.limits.result_bytes_max,
+                age_min=config.limits.result_age_min,
+            ),
         )
 
     async def start(self) -> Address:
@@ -121,12 +130,13 @@ class Server:
         server = self._build()
         self.address = self._bind(server)
         try:
+            self._serve_metrics()
             await self.engine.start()
-        except StoreError as error:
+        except BaseException as error:
+            await self._stop_metrics()
             await server.stop(None)
-            raise ServeError(str(error)) from error
-        except BaseException:
-            await server.stop(None)
+            if isinstance(error, StoreError):
+                raise ServeError(str(error)) from error
             raise
         self._grpc = server
         await server.start()
@@ -138,29 +148,56 @@ class Server:
                 "address": str(self.address),
                 "devices": list(self._config.devices),
                 "data_dir": str(self._config.data_dir),
+                **({} if self.metrics_address is None else {"metrics": str(self.metrics_address)}),
             },
         )
         return self.address
 
-    async def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
-        """Take no more work, let runs end in the grace or put them back, tell watchers, close. Twice does nothing."""
+    async def stop(self, grace_seconds: float | None = None) -> None:
+        """Take no more work, let runs end in the grace (None: the configured one) or put them back, tell watchers,
+        close. Twice does nothing."""
         server, self._grpc = self._grpc, None
         if server is None:
             return
         await self._health.enter_graceful_shutdown()
         # While the engine stops, the server still answers: callers hear STOPPING, watchers the end of their streams.
-        await self.engine.stop(grace_seconds)
+        await self.engine.stop(self._config.stop_grace / SECOND if grace_seconds is None else grace_seconds)
         self._jobs.end_streams()
         await server.stop(_CLOSING_SECONDS)
+        await self._stop_metrics()
         kept = self.engine.count_unfinished()
         if kept:
             _log.info("stopped; what has not ended goes on at the next start", extra={"jobs": kept})
         else:
             _log.info("stopped")
 
+    def _serve_metrics(self) -> None:
+        if self._metrics is None or self._config.metrics is None:
+            return
+        host, port = self._config.metrics.host, self._config.metrics.port
+
+        def count_lost(name: str) -> int:
+            return cast(Device, self.engine.device(name)).workers_lost
+
+        try:
+            self._metrics_server = MetricsServer(
+                self._metrics, self.engine.figures, count_lost, find_version(), host, port
+            )
+        except OSError as error:
+            raise ServeError(
+                f"cannot serve metrics on {self._config.metrics} ({error.strerror}): take another --metrics HOST:PORT"
+            ) from error
+        self.metrics_address = Address(host, self._metrics_server.port)
+
+    async def _stop_metrics(self) -> None:
+        server, self._metrics_server = self._metrics_server, None
+        if server is not None:
+            await server.stop()
+
     def _build(self) -> grpc.aio.Server:
         config = self._config
-        errors = ErrorMapper(lambda: secrets.token_hex(6))
+        refused = self._metrics.refused if self._metrics is not None else None
+        errors = ErrorMapper(lambda: secrets.token_hex(6), refused)
         callers = Callers(TokenBook(config.tokens), config.operators)
         server = grpc.aio.server(
             interceptors=(Gate(callers, errors, config.limits.message_bytes_max),),

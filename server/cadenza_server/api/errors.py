@@ -92,10 +92,12 @@ def _add(status: Status, detail: Message) -> None:
 
 
 class ErrorMapper:
-    """Ends calls that went wrong. `make_reference` gives the id that joins an INTERNAL answer to its log entry."""
+    """Ends calls that went wrong. `make_reference` gives the id that joins an INTERNAL answer to its log entry;
+    `refused` is told the reason of each."""
 
-    def __init__(self, make_reference: Callable[[], str]) -> None:
+    def __init__(self, make_reference: Callable[[], str], refused: Callable[[str], None] | None = None) -> None:
         self._make_reference = make_reference
+        self._refused = refused
 
     async def abort(
         self, context: "grpc.aio.ServicerContext[Message, Message]", method: str, error: BaseException
@@ -106,6 +108,8 @@ class ErrorMapper:
 
     def explain(self, method: str, error: BaseException) -> Status:
         """The rich status of what went wrong in `method`."""
+        if self._refused is not None:
+            self._refused(error.reason if isinstance(error, Refusal) else "INTERNAL_ERROR")
         if isinstance(error, Refusal):
             return describe(error)
         reference = self._make_reference()

@@ -17,10 +17,12 @@ from cadenza_server.engine.notices import (
     SessionJobsReleased,
     SessionSnapshot,
 )
+from cadenza_server.engine.observer import Observer
 from cadenza_server.engine.predictor import make_workload
 from cadenza_server.engine.quotas import Quotas
 from cadenza_server.engine.recorder import INLINE_RESULT_BYTES_MAX
-from cadenza_server.engine.views import DeviceView, EstimateError, JobContent, RequestKey, UsageView
+from cadenza_server.engine.retention import Retention
+from cadenza_server.engine.views import DeviceView, EstimateError, Figures, JobContent, RequestKey, UsageView
 from cadenza_server.engine.writer import Device, DevicePlan
 from cadenza_server.store.views import (
     JobCounts,
@@ -45,6 +47,7 @@ __all__ = [
     "DeviceView",
     "Engine",
     "EstimateError",
+    "Figures",
     "Ids",
     "JobAccepted",
     "JobContent",
@@ -58,6 +61,7 @@ __all__ = [
     "JobStarted",
     "JobView",
     "Notice",
+    "Observer",
     "Page",
     "ProgramKind",
     "Quotas",
@@ -65,6 +69,7 @@ __all__ = [
     "ReservationFilter",
     "ReservationState",
     "ReservationView",
+    "Retention",
     "RunFilter",
     "RunView",
     "SessionChanged",

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import TypeVar, cast
 
 from sqlalchemy import Connection
@@ -12,10 +13,12 @@ from cadenza_server.clock import Clock
 from cadenza_server.engine import event_json, history
 from cadenza_server.engine.ids import Ids
 from cadenza_server.engine.notices import JobEnded, JobSnapshot, Notice, SessionSnapshot
+from cadenza_server.engine.observer import Observer
 from cadenza_server.engine.payloads import Payload
 from cadenza_server.engine.quotas import Quotas
 from cadenza_server.engine.recorder import INLINE_RESULT_BYTES_MAX, Published, accepted_view
-from cadenza_server.engine.views import DeviceView, JobContent, RequestKey, UsageView
+from cadenza_server.engine.retention import Cleaner, Retention
+from cadenza_server.engine.views import DeviceView, Figures, JobContent, RequestKey, UsageView
 from cadenza_server.engine.watches import Watches
 from cadenza_server.engine.writer import Device, DevicePlan, Stage, Writer, stopping, store_unavailable
 from cadenza_server.model.commands import (
@@ -73,12 +76,15 @@ class Engine:
         shares: Mapping[str, float] | None = None,
         half_life: int = HALF_LIFE_DEFAULT,
         quotas: Quotas | None = None,
+        observer: Observer | None = None,
+        retention: Retention | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._ids = ids
         self._plans = dict(devices)
-        self._watches = Watches()
+        observer = observer or Observer()
+        self._watches = Watches(observer.watch_ended)
         self._writer = Writer(
             store=store,
             devices=devices,
@@ -87,7 +93,9 @@ class Engine:
             half_life=half_life,
             watches=self._watches,
             quotas=quotas or Quotas(),
+            observer=observer,
         )
+        self._cleaner = Cleaner(retention, self._writer, store, clock) if retention is not None else None
         self._requests: dict[tuple[str, str], tuple[bytes, asyncio.Task[object]]] = {}
 
     async def start(self) -> None:
@@ -98,12 +106,31 @@ class Engine:
         except BaseException:
             await self._store.close()
             raise
+        if self._cleaner is not None:
+            self._cleaner.start()
 
     async def stop(self, grace_seconds: float = 5.0) -> None:
         """Take no more commands, let runs end within the grace, put the others back, end watches, close the store."""
+        if self._cleaner is not None:
+            await self._cleaner.stop()
         await self._writer.stop(int(grace_seconds * SECOND))
         self._watches.end_all(stopping())
         await self._store.close()
+
+    def figures(self, accounts_max: int) -> Figures:
+        """The engine in numbers, with `accounts_max` accounts at most (those that were used first)."""
+        writer, now = self._writer, self.now()
+        devices = (writer.scheduler.device_view(name) for name in writer.devices)
+        nodes = (writer.scheduler.node_view(path, now) for path in islice(writer.recorder.accounts, accounts_max))
+        return Figures(
+            now=now,
+            devices=tuple(view for view in devices if view is not None),
+            accounts=tuple(view for view in nodes if view is not None),
+            queued=writer.recorder.occupied.queued_total,
+            sessions=writer.recorder.occupied.sessions_total,
+            watches=len(self._watches),
+            result_bytes=self._cleaner.result_bytes if self._cleaner is not None else None,
+        )
 
     def count_unfinished(self) -> int:
         """How many jobs are queued or run."""

@@ -66,6 +66,11 @@ class Payload:
         return self._accepted[0].session
 
     @property
+    def create_time(self) -> int:
+        """When it was submitted."""
+        return self._accepted[2]
+
+    @property
     def estimate_hint_ns(self) -> int | None:
         """What the client guessed."""
         return self._accepted[1].estimate_hint_ns

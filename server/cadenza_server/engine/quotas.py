@@ -30,13 +30,14 @@ class Owned(Protocol):
 class Occupancy:
     """What waits now, as recorded: by user, those who have nothing left out."""
 
-    __slots__ = ("queued", "queued_total", "sessions")
+    __slots__ = ("queued", "queued_total", "sessions", "sessions_total")
 
     def __init__(self) -> None:
         self.queued: dict[str, int] = {}
         self.queued_total = 0
         self.sessions: dict[str, int] = {}
         """That are not CLOSED."""
+        self.sessions_total = 0
 
     def queue(self, user: str, count: int) -> None:
         """So many more jobs of the user are queued."""
@@ -45,6 +46,7 @@ class Occupancy:
 
     def open(self, user: str, count: int) -> None:
         """So many more sessions of the user are not CLOSED."""
+        self.sessions_total += count
         _add(self.sessions, user, count)
 
 

@@ -171,6 +171,8 @@ class Recorder:
         self.devices: dict[str, DeviceRecord] = {name: DeviceRecord() for name in devices}
         self.charged_ns: dict[str, int] = {}
         self.users: set[str] = set()
+        self.accounts: dict[str, None] = {}
+        """Above these users."""
         self.waiting: dict[tuple[str, str], tuple[int, int]] = {}
         """How many jobs are queued and run, by user and device; those with none are not in it."""
         self.occupied = Occupancy()
@@ -706,9 +708,14 @@ class Recorder:
         else:
             self.waiting[user, device] = after
 
+    def know_user(self, user: str) -> None:
+        """Jobs or sessions of this user were accepted once."""
+        self.users.add(user)
+        self.accounts.update(dict.fromkeys(ancestors(user)))
+
     def _note_user(self, user: str, batch: Batch) -> None:
         if user not in self.users:
-            self.users.add(user)
+            self.know_user(user)
             batch.add(sql.PUT_USER, (user,))
 
 

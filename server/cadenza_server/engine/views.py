@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from cadenza_server.model.settings import DeviceSettings
 from cadenza_server.model.value import value
 from cadenza_server.model.words import JobClass
+from cadenza_server.scheduling.views import DeviceView as DeviceNow
+from cadenza_server.scheduling.views import NodeView
 from cadenza_server.store.views import ProgramKind
 
 
@@ -97,3 +99,18 @@ class UsageView:
     """Ever charged, not decayed."""
     queued: int
     running: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """The engine in numbers, now."""
+
+    now: int
+    devices: tuple[DeviceNow, ...]
+    accounts: tuple[NodeView, ...]
+    queued: int
+    sessions: int
+    """That are not CLOSED."""
+    watches: int
+    result_bytes: int | None
+    """Of the results that are kept; None: not counted yet."""

@@ -6,6 +6,7 @@ store.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from cadenza_server.engine.notices import JobEnded
@@ -15,16 +16,35 @@ from cadenza_server.model.errors import Code, Refusal
 QUEUE_SIZE_MAX: Final = 10_000
 QUEUE_RESULT_BYTES_MAX: Final = 4 * 1024 * 1024
 """Results beyond this are not kept for a watcher that is behind, but read when it gets there."""
+BACKLOG_MAX: Final = 200_000
+"""Changes that wait for all watchers together: beyond it those that are far behind are ended."""
+BACKLOG_FAIR: Final = 100
+"""What a watcher may be behind also then."""
+BACKLOG_RESULT_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Of the results that wait for all watchers together."""
 ANY_SESSION: Final = ""
 """What a watcher of a job is told to watch until it knows the job's session."""
+
+
+class _Backlog:
+    """What waits for all watchers together."""
+
+    __slots__ = ("changes", "ended", "result_bytes")
+
+    def __init__(self, ended: Callable[[], None]) -> None:
+        self.changes = 0
+        self.result_bytes = 0
+        self.ended = ended
+        """Called for every watch that is ended as it is too far behind."""
 
 
 class Watcher:
     """One watch. `job` None: of a session with its jobs; else of one job, and of what befalls its session."""
 
-    __slots__ = ("_bytes", "_ended", "_queue", "_wake", "job", "session")
+    __slots__ = ("_all", "_bytes", "_ended", "_queue", "_wake", "job", "session")
 
-    def __init__(self, job: str | None, session: str | None) -> None:
+    def __init__(self, job: str | None, session: str | None, backlog: _Backlog) -> None:
+        self._all: Final = backlog
         self.job: Final = job
         self.session = session
         self._queue: deque[Published] = deque()
@@ -36,8 +56,10 @@ class Watcher:
         """Queue one change; ends the watch if it is too far behind."""
         if self._ended is not None:
             return
-        if len(self._queue) >= QUEUE_SIZE_MAX:
-            self._queue.clear()
+        behind = len(self._queue)
+        if behind >= QUEUE_SIZE_MAX or (behind >= BACKLOG_FAIR and self._all.changes >= BACKLOG_MAX):
+            self.forget()
+            self._all.ended()
             self.end(
                 Refusal(
                     Code.RESOURCE_EXHAUSTED,
@@ -47,11 +69,14 @@ class Watcher:
             )
             return
         if isinstance(item.change, JobEnded) and item.change.result is not None:
-            self._bytes += len(item.change.result)
-            if self._bytes > QUEUE_RESULT_BYTES_MAX:
-                self._bytes -= len(item.change.result)
+            size = len(item.change.result)
+            if self._bytes + size > QUEUE_RESULT_BYTES_MAX or self._all.result_bytes + size > BACKLOG_RESULT_BYTES_MAX:
                 item = Published(item.event_number, item.time, item.job, item.session, item.kind, item.body, None)
+            else:
+                self._bytes += size
+                self._all.result_bytes += size
         self._queue.append(item)
+        self._all.changes += 1
         self._rouse()
 
     def end(self, why: Refusal) -> None:
@@ -68,9 +93,18 @@ class Watcher:
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
         item = self._queue.popleft()
+        self._all.changes -= 1
         if isinstance(item.change, JobEnded) and item.change.result is not None:
             self._bytes -= len(item.change.result)
+            self._all.result_bytes -= len(item.change.result)
         return item
+
+    def forget(self) -> None:
+        """Drop what is queued."""
+        self._all.changes -= len(self._queue)
+        self._all.result_bytes -= self._bytes
+        self._bytes = 0
+        self._queue.clear()
 
     def _rouse(self) -> None:
         if self._wake is not None and not self._wake.done():
@@ -80,17 +114,20 @@ class Watcher:
 class Watches:
     """All watchers, by what they watch."""
 
-    def __init__(self) -> None:
+    def __init__(self, ended: Callable[[], None] = lambda: None) -> None:
+        self._backlog = _Backlog(ended)
+        self._count = 0
         self._jobs: dict[str, list[Watcher]] = {}
         self._sessions: dict[str, list[Watcher]] = {}
         self._jobs_by_session: dict[str, list[Watcher]] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._jobs.values())) + sum(map(len, self._sessions.values()))
+        return self._count
 
     def watch_job(self, job: str) -> Watcher:
         """Begin a watch of a job; `set_session` follows once it is known."""
-        watcher = Watcher(job, ANY_SESSION)
+        watcher = Watcher(job, ANY_SESSION, self._backlog)
+        self._count += 1
         self._jobs.setdefault(job, []).append(watcher)
         self._jobs_by_session.setdefault(ANY_SESSION, []).append(watcher)
         return watcher
@@ -104,12 +141,15 @@ class Watches:
 
     def watch_session(self, session: str) -> Watcher:
         """Begin a watch of a session and its jobs."""
-        watcher = Watcher(None, session)
+        watcher = Watcher(None, session, self._backlog)
+        self._count += 1
         self._sessions.setdefault(session, []).append(watcher)
         return watcher
 
     def remove(self, watcher: Watcher) -> None:
-        """End a watch."""
+        """End a watch; each is removed once."""
+        self._count -= 1
+        watcher.forget()
         if watcher.job is None:
             if watcher.session is not None:
                 self._forget(self._sessions, watcher.session, watcher)

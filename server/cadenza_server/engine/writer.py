@@ -18,6 +18,7 @@ from cadenza.v1 import program_pb2
 
 from cadenza_server.clock import Clock, Timer
 from cadenza_server.engine import event_json, restart
+from cadenza_server.engine.observer import Observer
 from cadenza_server.engine.payloads import Circuits, Payload, Payloads, circuits_of
 from cadenza_server.engine.predictor import INSTRUCTIVE_OUTCOMES, Predictor
 from cadenza_server.engine.quotas import Doorkeeper, Quotas
@@ -114,6 +115,8 @@ class _Unit:
     answers: list[tuple[asyncio.Future[Answer], Answer | Refusal]] = field(default_factory=list)
     published: list[Published] = field(default_factory=list)
     jobs: list[str] = field(default_factory=list)
+    began: float = 0.0
+    """When it was sent, by the observer's clock."""
     urgent: bool = False
     """Not only callers wait for it."""
 
@@ -131,7 +134,9 @@ class Writer:
         half_life: int,
         watches: Watches,
         quotas: Quotas,
+        observer: Observer,
     ) -> None:
+        self._observer = observer
         self._doorkeeper = Doorkeeper(quotas)
         self._store = store
         self._clock = clock
@@ -147,6 +152,10 @@ class Writer:
         self.running: dict[str, tuple[str, int]] = {}
         """By device: job and attempt."""
         self.running_since: dict[str, int] = {}
+        self.result_bytes = 0
+        """Recorded since `take_ups` changed, less those deleted."""
+        self.take_ups = 0
+        """How often the memory was made from the store."""
         self.seen_requests: set[int] = set()
         """Hashes of all request keys in the store: what is not in it needs no look at the store."""
         self._last_now = 0
@@ -210,6 +219,8 @@ class Writer:
         self._shift = max(self._shift, loaded.alive - self._clock.now())
         now = self.now()
         self._forget_memory()
+        self.take_ups += 1
+        self.result_bytes = 0
         commands: list[Command] = []
         if loaded.alive:
             state = restart.scheduler_state(loaded, self._settings, self._shares, self._half_life, loaded.alive)
@@ -226,7 +237,7 @@ class Writer:
         for path, row in loaded.usage.items():
             recorder.charged_ns[path] = row.charged_ns
             if row.is_user:
-                recorder.users.add(path)
+                recorder.know_user(path)
         for session, digests, job in loaded.circuits:
             self.circuits.add(session, digests, job)
         recorder.take_up_jobs(loaded.jobs)
@@ -339,6 +350,16 @@ class Writer:
         self._kick()
         await done
 
+    async def delete_results(self, results: Sequence[reads.ResultRow]) -> None:
+        """Delete these; returns when that is on disk. Raises `Refusal` UNAVAILABLE."""
+        self.check_open()
+        now = self.now()
+        for row in results:
+            self._unit.batch.add(sql.DELETE_RESULT, (row.job,))
+            self._unit.batch.add(sql.MARK_RESULT_DELETED, (now, row.job))
+            self.result_bytes -= row.size
+        await self.catch_up()
+
     def _put(self, item: _Input) -> None:
         self._inputs.append(item)
         if not self._entering:
@@ -401,7 +422,9 @@ class Writer:
                 job = self.scheduler.job_view(item.command.job)
                 if job is not None:
                     owners[job.job] = job.user
+        began = self._observer.stamp()
         outcome = self.scheduler.apply([item.command for item in inputs], now)
+        self._observer.decided(began, outcome.events)
         contents: dict[str, JobContent] = {}
         descriptions: dict[str, str] = {}
         for item in inputs:
@@ -440,7 +463,9 @@ class Writer:
                 self._keep_request(item.request, answer, queued, now)
         for event in outcome.events:
             if isinstance(event, RunFinished):
-                self._reports.pop((event.job, event.attempt), None)
+                report = self._reports.pop((event.job, event.attempt), None)
+                if report is not None and report.result is not None:
+                    self.result_bytes += len(report.result)
                 self._learn(event)
         for started in waiting:
             if not self._run_from_memory(started, self.payloads.get(started.job)):
@@ -509,6 +534,8 @@ class Writer:
     def _run(
         self, event: RunStarted, source: Payload | JobContent | reads.ProgramRow, circuits: Mapping[bytes, bytes]
     ) -> None:
+        waited = 0 if isinstance(source, JobContent) else self._last_now - source.create_time
+        self._observer.started(event, waited)
         self._predicted[event.job, event.attempt] = (source.workload, source.estimate_hint_ns, event.estimate)
         self.devices[event.device].run(
             Assignment(
@@ -632,6 +659,7 @@ class Writer:
             asyncio.get_running_loop().call_soon(self._release, unit)
             return
         self._in_flight = unit
+        unit.began = self._observer.stamp()
         self._commit = asyncio.ensure_future(self._store.commit(unit.batch))
         self._commit.add_done_callback(partial(self._committed, unit))
 
@@ -674,6 +702,7 @@ class Writer:
             self._fail(error)
             return
         self._rebuild_after = REBUILD_AFTER_NS
+        self._observer.committed(unit.began, unit.batch, len(unit.answers))
         self.payloads.set_committed(unit.jobs)
         self._gather(len(unit.answers))
         self._kick()  # before the answers: the disk is what takes longest

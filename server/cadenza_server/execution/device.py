@@ -114,6 +114,8 @@ class Device:
         self._run: _Run | None = None
         self._failures = 0
         self._launched = 0
+        self.workers_lost = 0
+        """Workers that died without having been told to, since the start."""
         self._told = ""
         """What the workers could not protect themselves from, as the log has it already."""
         self._is_ready = False
@@ -361,6 +363,8 @@ class Device:
         if self._stopping:
             return
         run = self._run
+        if not worker.killed:
+            self.workers_lost += 1
         if not worker.is_warm:
             _log.error("device %s: a worker ended before it was ready: %s", self.name, worker.describe_exit(code))
             self._fail()

@@ -245,6 +245,11 @@ class Scheduler:
         """Return every account and user with usage decayed to `now`, accounts before what is below them."""
         return tuple(view_node(node, self._ledger.queue, now) for node in self._ledger.tree)
 
+    def node_view(self, path: str, now: int) -> NodeView | None:
+        """Return one account or user, as `shares_view` does; None if there is no such path."""
+        node = self._ledger.tree.find(path)
+        return None if node is None else view_node(node, self._ledger.queue, now)
+
     # --- commands -----------------------------------------------------------------------------------------------
 
     def _submit_job(self, command: SubmitJob) -> None:

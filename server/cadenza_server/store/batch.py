@@ -13,6 +13,8 @@ INSERT_JOB: Final = (
 INSERT_PROGRAM: Final = "INSERT INTO programs (seq, program) VALUES (?, ?)"
 INSERT_EVENT: Final = "INSERT INTO events (event_number, time, job, session, kind, body) VALUES (?, ?, ?, ?, ?, ?)"
 INSERT_RESULT: Final = "INSERT INTO results (job, result) VALUES (?, ?)"
+DELETE_RESULT: Final = "DELETE FROM results WHERE job = ?"
+MARK_RESULT_DELETED: Final = "UPDATE jobs SET result_delete_time = ? WHERE job = ?"
 INSERT_REQUEST: Final = (
     "INSERT INTO requests (caller, request_id, digest, time, first_seq, job_count, answer) VALUES (?, ?, ?, ?, ?, ?, ?)"
 )

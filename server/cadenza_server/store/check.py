@@ -374,7 +374,7 @@ def check_connection(connection: sqlite3.Connection, report: Report) -> None:
     for table in ("jobs", "runs", "results", "sessions", "reservations", "events", "requests"):
         ((report.counts[table],),) = connection.execute(f"SELECT count(*) FROM {table}")
     for promise in PROMISES:
-        query = promise.query.replace("{result_is_kept}", "1")
+        query = promise.query.replace("{result_is_kept}", "result_delete_time IS NULL")
         report.add(promise.name, connection.execute(query).fetchall())
     report.add("charges", list(_compare_accounts(connection)))
 

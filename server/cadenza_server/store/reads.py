@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, func, or_, select, text
 from sqlalchemy.sql.elements import KeyedColumnElement
 
 from cadenza_server.model.errors import Code, Refusal
@@ -129,7 +129,7 @@ def job_view(row: Row[Any]) -> JobView:
         charged_ns=row.charged_ns,
         epoch=row.epoch,
         cache_deadline=row.cache_deadline,
-        result_bytes=row.result_bytes,
+        result_bytes=row.result_bytes if row.result_delete_time is None else None,
     )
 
 
@@ -219,6 +219,7 @@ class ProgramRow:
     digests: frozenset[bytes]
     workload: bytes | None
     estimate_hint_ns: int | None
+    create_time: int
 
 
 def split_digests(joined: bytes | None) -> tuple[bytes, ...]:
@@ -237,6 +238,7 @@ def read_program(connection: Connection, job: str) -> ProgramRow | None:
             jobs.c.digests,
             jobs.c.workload,
             jobs.c.estimate_hint_ns,
+            jobs.c.create_time,
             func.coalesce(jobs.c.program, programs.c.program).label("program"),
         )
         .join_from(jobs, programs, jobs.c.seq == programs.c.seq, isouter=True)
@@ -253,6 +255,7 @@ def read_program(connection: Connection, job: str) -> ProgramRow | None:
         frozenset(split_digests(row.digests)),
         row.workload,
         row.estimate_hint_ns,
+        row.create_time,
     )
 
 
@@ -260,6 +263,31 @@ def read_result(connection: Connection, job: str) -> bytes | None:
     """The serialised result, if there is one."""
     found: bytes | None = connection.execute(select(results.c.result).where(results.c.job == job)).scalar()
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """A result that is kept. `end_time` is its job's."""
+
+    job: str
+    size: int
+    end_time: int
+
+
+def read_oldest_results(connection: Connection, count: int) -> list[ResultRow]:
+    """Those that were written first."""
+    query = (
+        select(results.c.job, func.length(results.c.result), jobs.c.end_time)
+        .join(jobs, jobs.c.job == results.c.job)
+        .order_by(text("results.rowid"))
+        .limit(count)
+    )
+    return [ResultRow(row[0], row[1], row[2]) for row in connection.execute(query)]
+
+
+def count_result_bytes(connection: Connection) -> int:
+    """Of all results that are kept. It looks at each."""
+    return int(connection.execute(select(func.coalesce(func.sum(func.length(results.c.result)), 0))).scalar_one())
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Final
 
 from sqlalchemy import Column, Float, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 """The newest migration, the version that this code reads and writes."""
 INLINE_PROGRAM_BYTES_MAX: Final = 4096
 
@@ -53,6 +53,7 @@ jobs: Final = Table(
     Column("program", LargeBinary),  # NULL: it is in `programs`
     Column("workload", LargeBinary),  # what the predictor knows the job by; NULL: nothing
     Column("accepted_priority", Integer),  # NULL: `priority`, which was never changed
+    Column("result_delete_time", Integer),  # NULL: its result, if it had one, is kept
     Index("jobs_by_name", "job", unique=True),
     Index("jobs_by_user", "user"),
     Index("jobs_by_session", "session", "state", sqlite_where=text("session IS NOT NULL")),
