@@ -348,6 +348,7 @@ class WatchSessionRequest(_message.Message):
     RESUME_AFTER_FIELD_NUMBER: _builtins.int
     INCLUDE_RESULTS_FIELD_NUMBER: _builtins.int
     EXCLUDE_JOBS_FIELD_NUMBER: _builtins.int
+    SKIP_SUPERSEDED_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session."""
     resume_after: _builtins.int
@@ -360,6 +361,10 @@ class WatchSessionRequest(_message.Message):
     """
     exclude_jobs: _builtins.bool
     """True: the changes of the session only, not those of its jobs."""
+    skip_superseded: _builtins.bool
+    """True: of the changes of a job that wait to be sent together, those before its end are left out: its end holds the
+    job as it is then. For programs that wait for results: a short job needs one message instead of three.
+    """
     def __init__(
         self,
         *,
@@ -367,10 +372,11 @@ class WatchSessionRequest(_message.Message):
         resume_after: _builtins.int | None = ...,
         include_results: _builtins.bool = ...,
         exclude_jobs: _builtins.bool = ...,
+        skip_superseded: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_resume_after", b"_resume_after", "resume_after", b"resume_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume_after", b"_resume_after", "exclude_jobs", b"exclude_jobs", "include_results", b"include_results", "resume_after", b"resume_after", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume_after", b"_resume_after", "exclude_jobs", b"exclude_jobs", "include_results", b"include_results", "resume_after", b"resume_after", "session_id", b"session_id", "skip_superseded", b"skip_superseded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__resume_after: _TypeAlias = _typing.Literal["resume_after"]  # noqa: Y015
     _WhichOneofArgType__resume_after: _TypeAlias = _typing.Literal["_resume_after", b"_resume_after"]  # noqa: Y015
