@@ -18,7 +18,8 @@ from qiskit_aer.backends.backend_utils import LIBRARY_DIR
 from qiskit_aer.backends.controller_wrappers import AerConfig
 
 from cadenza_server.execution.errors import ProgramError
-from cadenza_server.execution.models import DeviceModel, read_noise
+from cadenza_server.execution.models import DeviceModel
+from cadenza_server.execution.noise import read_noise
 
 SEED_MAX: Final = 2**63 - 1
 """Aer's seeds are int64."""
@@ -62,17 +63,17 @@ def prepare(model: DeviceModel, circuit: Any, parameters: Sequence[Any], *, nois
 
     Raises `ProgramError` for what Aer cannot execute.
     """
-    noise_model = model.noise_model if noisy else None
+    relaxation = model.relaxation if noisy else None
     try:
-        # _compile asks for the noise model of the options, and adds to it what delays bring
-        (compiled,), used = model.simulator._compile([circuit], noise_model=noise_model)
+        # _compile copies the noise model that it gets, to add to it what delays bring: it gets one without errors
+        (compiled,), used = model.simulator._compile([circuit], noise_model=relaxation)
         converted, index_maps = assemble_circuits([compiled])
     except Exception as error:
         raise ProgramError(f"Aer cannot execute the circuit: {error}") from error
     converted[0].circ_id = 0
-    errors: list[dict[str, Any]] = []
-    if used is not None:
-        errors = model.noise_errors if used is model.noise_model else read_noise(used)
+    errors = model.noise_errors if noisy else []
+    if used is not relaxation:
+        errors = [*errors, *_read_added(used, compiled)]
     return PreparedCircuit(
         circuit=compiled,
         converted=converted,
@@ -135,7 +136,7 @@ def execute(
 
 
 def _run(model: DeviceModel, prepared: PreparedCircuit, config: Any) -> list[dict[str, Any]]:
-    output = model.simulator._controller.execute(prepared.converted, prepared.noise, config)
+    output = model.simulator._controller.execute(prepared.converted, model.noise_now(prepared.noise), config)
     results: list[dict[str, Any]] = output.get("results", [])
     said = [result["status"] for result in results if not result.get("success", False)] if results else []
     if said or not output.get("success", False):
@@ -185,6 +186,14 @@ def _bind(
             raise ProgramError(f"the angle {slot.expression} cannot be computed: {error}") from error
         table.append((slot.place, bound))
     return table
+
+
+def _read_added(added: Any, circuit: Any) -> list[dict[str, Any]]:
+    """The errors that stand in the circuit itself, as those of its delays do, each with the qubit that it `relaxes`."""
+    qubits = {
+        instruction.operation.label: circuit.find_bit(instruction.qubits[0]).index for instruction in circuit.data
+    }
+    return [{**error, "relaxes": qubits[error["operations"][0]]} for error in read_noise(added)]
 
 
 def _cut_to(errors: list[dict[str, Any]], circuit: Any) -> dict[str, Any]:

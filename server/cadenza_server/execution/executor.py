@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from cadenza.v1.circuit_pb2 import Circuit
-from cadenza.v1.device_pb2 import Device
+from cadenza.v1.device_pb2 import Device, DeviceProperties
 from cadenza.v1.program_pb2 import CalibrationJob, EstimatorJob, Program, SamplerJob
 from cadenza.v1.result_pb2 import JobResult, PubResult
 
@@ -50,7 +50,7 @@ class AerExecutor:
         """See `Executor`."""
         self._workshop.model.set_age(epoch, age_ns)
         kind = program.WhichOneof("kind")
-        properties = None
+        drifted = properties = None
         if kind == "sampler":
             bench, pubs, method = self._sample(program.sampler, circuits)
         elif kind == "estimator":
@@ -58,15 +58,26 @@ class AerExecutor:
         elif kind == "calibration":
             bench, pubs, method = self._sample(program.calibration, circuits)
             if not program.calibration.pubs:
-                properties = calibrate(bench)
+                drifted, properties = self._calibrate(bench, epoch)
                 bench.watch.execute_ns += bench.watch.lap()
-                properties.epoch = epoch + 1
-                properties.measure_time.FromNanoseconds(time.time_ns())
         else:
             raise ProgramError("the job has no program: set sampler, estimator or calibration")
-        result = JobResult(pubs=pubs, calibration=properties)
+        result = JobResult(pubs=pubs, calibration=properties, drifted=drifted)
         self._describe_execution(result, bench.watch, epoch, attempt, method)
         return Executed(result, properties)
+
+    def _calibrate(self, bench: Bench, epoch: int) -> tuple[DeviceProperties | None, DeviceProperties]:
+        """What the device has drifted to, if it drifts, and what it is like once it is restored."""
+        drifted = None
+        if bench.model.drift is not None:
+            drifted = calibrate(bench)
+            drifted.epoch = epoch
+            drifted.measure_time.FromNanoseconds(time.time_ns())
+            bench.model.set_age(epoch + 1, 0)
+        properties = calibrate(bench)
+        properties.epoch = epoch + 1
+        properties.measure_time.FromNanoseconds(time.time_ns())
+        return drifted, properties
 
     def _sample(
         self, job: SamplerJob | CalibrationJob, circuits: Mapping[bytes, Circuit]

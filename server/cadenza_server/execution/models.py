@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from cadenza.v1.device_pb2 import Coupling, Device, DeviceProperties, GateProperties, QubitProperties
 from qiskit import QuantumCircuit
-from qiskit.circuit import ControlFlowOp
+from qiskit.circuit import ControlFlowOp, Gate
 from qiskit.providers.fake_provider import GenericBackendV2
 from qiskit.transpiler import CouplingMap, generate_preset_pass_manager
 from qiskit_aer import AerSimulator
@@ -17,6 +17,7 @@ from qiskit_aer.noise import NoiseModel
 
 from cadenza_server.execution.description import describe_spec
 from cadenza_server.execution.errors import ProgramError
+from cadenza_server.execution.noise import DriftingNoise, read_noise
 from cadenza_server.execution.spec import DeviceSpec
 
 # fmt: off
@@ -38,13 +39,15 @@ _FREE: Final = frozenset({"barrier"})
 
 
 class DeviceModel:
-    """A device's simulator, target and noise. Building it takes up to a second; it is never changed afterwards."""
+    """A device's simulator, target and noise. Building it takes up to a second; only its age is changed afterwards."""
 
     def __init__(self, spec: DeviceSpec) -> None:
         self.spec = spec
         self.simulator = AerSimulator(**_simulator_options(spec))
         self.backend: Any = None
         self.noise_model: Any = None
+        self.relaxation: Any = None
+        """A noise model that has nothing but what delays do."""
         self.noise_errors: list[dict[str, Any]] = []
         """The errors of `noise_model` as Aer's simulator takes them."""
         self._pass_managers: dict[int, Any] = {}
@@ -62,9 +65,26 @@ class DeviceModel:
         if spec.is_noisy:
             self.noise_model = NoiseModel.from_backend(self.backend)
             self.noise_errors = read_noise(self.noise_model)
+            self.relaxation = NoiseModel(basis_gates=self.noise_model.basis_gates)
+            self.relaxation._custom_noise_passes = self.noise_model._custom_noise_passes
+        self.drift: DriftingNoise | None = DriftingNoise(self.backend.target, spec) if spec.drift else None
+        """None: it does not drift."""
 
     def set_age(self, epoch: int, age_ns: int) -> None:
         """The next runs are of calibration epoch `epoch`, which lasts `age_ns` by now."""
+        if self.drift is not None:
+            self.drift.set_age(epoch, age_ns)
+
+    def noise_now(self, noise: dict[str, Any]) -> dict[str, Any]:
+        """`noise`, in Aer's form and as calibrated, as it has drifted by now."""
+        return noise if self.drift is None else self.drift.apply(noise)
+
+    def gate_names(self) -> list[str]:
+        """The gates of a device that has a basis, by Qiskit's names; empty: it has none."""
+        if self.backend is None:
+            return []
+        target = self.backend.target
+        return [name for name in self.backend.operation_names if isinstance(target.operation_from_name(name), Gate)]
 
     def fit(self, circuit: Any, level: int, *, strict: bool) -> Any:
         """`circuit` as the device executes it: in its basis and on its qubits. With `strict` it must be so already.
@@ -186,59 +206,6 @@ class DeviceModel:
                         GateProperties(gate=gate, qubits=qubits, error=known.error, duration_s=known.duration)
                     )
         return properties
-
-
-def read_noise(noise_model: Any) -> list[dict[str, Any]]:
-    """The errors of a noise model as Aer's simulator takes them, each with as few terms as say the same.
-
-    A two-qubit gate that depolarises and relaxes comes as 16 x 9 products of a Pauli and what relaxation does; only 25
-    of them differ, and reading the terms is most of the time of a small run.
-    """
-    return [_merge_terms(error) for error in noise_model.to_dict(serializable=True)["errors"]]
-
-
-def _merge_terms(error: dict[str, Any]) -> dict[str, Any]:
-    """Add up the terms of an error that do the same. Errors of anything but Paulis and resets stay as they are."""
-    if error["type"] != "qerror":
-        return error
-    merged: dict[tuple[tuple[int, str], ...], float] = {}
-    for instructions, probability in zip(error["instructions"], error["probabilities"], strict=True):
-        effects: dict[int, str] = {}
-        for instruction in instructions:
-            letters = _LETTERS.get(instruction["name"]) or "".join(map(str, instruction.get("params", ())))[::-1]
-            if instruction["name"] not in _LETTERS and instruction["name"] != "pauli":
-                return error
-            for qubit, letter in zip(instruction["qubits"], letters, strict=True):
-                effects[qubit] = _follow(effects.get(qubit, ""), letter)
-        key = tuple(sorted((qubit, effect) for qubit, effect in effects.items() if effect))
-        merged[key] = merged.get(key, 0.0) + probability
-    return {
-        **error,
-        "instructions": [_spell(effects) for effects in merged],
-        "probabilities": list(merged.values()),
-    }
-
-
-_LETTERS: Final = {"id": "I", "x": "X", "y": "Y", "z": "Z", "reset": "R"}
-_NAMES: Final = {"X": "x", "Y": "y", "Z": "z", "R": "reset"}
-_PAULI_PRODUCTS: Final = {frozenset("XY"): "Z", frozenset("YZ"): "X", frozenset("XZ"): "Y"}
-
-
-def _follow(effect: str, letter: str) -> str:
-    """What an effect on a qubit and then one more do together, up to a phase: nothing, a Pauli, or a reset and maybe a
-    Pauli."""
-    if letter == "I":
-        return effect
-    if letter == "R":
-        return "R"
-    reset, pauli = ("R", effect[1:]) if effect.startswith("R") else ("", effect)
-    product = letter if not pauli else "" if pauli == letter else _PAULI_PRODUCTS[frozenset((pauli, letter))]
-    return reset + product
-
-
-def _spell(effects: tuple[tuple[int, str], ...]) -> list[dict[str, Any]]:
-    instructions = [{"name": _NAMES[letter], "qubits": [qubit]} for qubit, effect in effects for letter in effect]
-    return instructions or [{"name": "id", "qubits": [0]}]
 
 
 def _simulator_options(spec: DeviceSpec) -> dict[str, Any]:

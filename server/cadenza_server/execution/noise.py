@@ -1,0 +1,200 @@
+"""A device's noise in the form that Aer's simulator takes, as it was calibrated and as it has drifted since."""
+
+from typing import Any, Final
+
+import numpy as np
+from qiskit.circuit import Gate
+from qiskit.providers import QubitProperties
+from qiskit.quantum_info import Kraus, SuperOp
+from qiskit.transpiler import InstructionProperties, Target
+from qiskit_aer.noise import NoiseModel, QuantumError
+from qiskit_aer.noise.device import basic_device_gate_errors
+from scipy.linalg import fractional_matrix_power
+
+from cadenza_server.execution.cache import LatestUsed
+from cadenza_server.execution.drift import Drift
+from cadenza_server.execution.spec import DeviceSpec
+
+NOISES_KEPT: Final = 256
+"""How many circuits' noise is kept as it is in the present step."""
+
+ERROR_MAX: Final = 0.5
+"""Of a readout: worse than a coin it cannot be."""
+
+
+class DriftingNoise:
+    """The noise of a device that drifts.
+
+    On each qubit 1/T1 and 1/T2 drift together, by one factor, the error of the readout by another, and the error that
+    the target gives each gate on each of its places by one more. The errors of gates are then made as
+    `NoiseModel.from_backend` makes them, anew for each step of the drift and only where a circuit meets them: 1 to 3 ms
+    each.
+    """
+
+    def __init__(self, target: Target, spec: DeviceSpec) -> None:
+        self._target = target
+        self._gates = [
+            (name, qubits)
+            for name in sorted(target.operation_names)
+            if isinstance(target.operation_from_name(name), Gate)
+            for qubits, known in (target[name] or {}).items()
+            if qubits is not None and known is not None and known.error
+        ]
+        self._places = {gate: 2 * target.num_qubits + index for index, gate in enumerate(self._gates)}
+        size = 2 * target.num_qubits + len(self._gates)
+        self._drift = Drift(spec.seed, size, spec.drift, spec.drift_time_ns)
+        self._moment = (0, 0)
+        self._factors = np.ones(size)
+        self._qubits = list(target.qubit_properties or ())
+        self._errors: dict[tuple[str, tuple[int, ...]], dict[str, Any] | None] = {}
+        self._noises: LatestUsed[int, tuple[dict[str, Any], dict[str, Any]]] = LatestUsed(NOISES_KEPT)
+
+    def set_age(self, epoch: int, age_ns: int) -> None:
+        """Drift for `age_ns` from the calibration that began `epoch`."""
+        moment = epoch, self._drift.step(age_ns)
+        if moment != self._moment:
+            self._moment = moment
+            self.set_factors(np.exp(self._drift.logarithms(*moment)))
+
+    def set_factors(self, factors: Any) -> None:
+        """Set what the rates are multiplied with: of decoherence by qubit, of readout by qubit, and of the gates."""
+        self._factors = np.asarray(factors, np.float64)
+        self._errors.clear()
+        self._noises = LatestUsed(NOISES_KEPT)
+        self._qubits = [
+            QubitProperties(
+                t1=known.t1 and known.t1 / self.decoherence(qubit),
+                t2=known.t2 and known.t2 / self.decoherence(qubit),
+                frequency=known.frequency,
+            )
+            for qubit, known in enumerate(self._target.qubit_properties or ())
+        ]
+
+    @property
+    def size(self) -> int:
+        """How many rates drift."""
+        return len(self._factors)
+
+    def decoherence(self, qubit: int) -> float:
+        """The factor of 1/T1 and 1/T2."""
+        return float(self._factors[qubit])
+
+    def readout(self, qubit: int) -> float:
+        """The factor of the readout error."""
+        return float(self._factors[self._target.num_qubits + qubit])
+
+    def gate(self, name: str, qubits: tuple[int, ...]) -> float:
+        """The factor of the error that the target gives a gate."""
+        place = self._places.get((name, qubits))
+        return 1.0 if place is None else float(self._factors[place])
+
+    def apply(self, noise: dict[str, Any]) -> dict[str, Any]:
+        """Calibrated noise, in Aer's form, as it is now."""
+        if not noise or (self._moment[1] == 0 and (self._factors == 1.0).all()):
+            return noise
+        # the noise is kept with what was made of it, so that its id stays its own
+        _, drifted = self._noises.get_or_make(id(noise), lambda: (noise, self._apply(noise)))
+        return drifted
+
+    def _apply(self, noise: dict[str, Any]) -> dict[str, Any]:
+        drifted = []
+        for error in noise["errors"]:
+            (name,) = error["operations"]
+            if "relaxes" in error:
+                drifted.append(_power(error, self.decoherence(error["relaxes"])))
+                continue
+            for qubits in error["gate_qubits"]:
+                found = self._error(name, tuple(qubits), error)
+                if found is not None:
+                    drifted.append(found)
+        return {"errors": drifted}
+
+    def _error(self, name: str, qubits: tuple[int, ...], calibrated: dict[str, Any]) -> dict[str, Any] | None:
+        key = name, qubits
+        if key not in self._errors:
+            if calibrated["type"] == "roerror":
+                self._errors[key] = self._readout_error(qubits[0], calibrated)
+            else:
+                self._errors[key] = self._gate_error(name, qubits)
+        return self._errors[key]
+
+    def _readout_error(self, qubit: int, calibrated: dict[str, Any]) -> dict[str, Any]:
+        (_, one_after_zero), (zero_after_one, _) = calibrated["probabilities"]
+        factor = self.readout(qubit)
+        up, down = (min(ERROR_MAX, factor * wrong) for wrong in (one_after_zero, zero_after_one))
+        return {**calibrated, "probabilities": [[1 - up, up], [down, 1 - down]]}
+
+    def _gate_error(self, name: str, qubits: tuple[int, ...]) -> dict[str, Any] | None:
+        """As Aer makes it of a target, of one with nothing else in it. None: there is none."""
+        target = Target(num_qubits=self._target.num_qubits, dt=self._target.dt, qubit_properties=self._qubits)
+        known = self._target[name][qubits]
+        error = known.error and min(1.0, known.error * self.gate(name, qubits))
+        target.add_instruction(
+            self._target.operation_from_name(name),
+            {qubits: InstructionProperties(duration=known.duration, error=error)},
+        )
+        model = NoiseModel()
+        for _, _, made in basic_device_gate_errors(target=target):
+            model.add_quantum_error(made, name, qubits)
+        found = read_noise(model)
+        return found[0] if found else None
+
+
+def _power(error: dict[str, Any], exponent: float) -> dict[str, Any]:
+    """The error of a wait that is longer by `exponent`, or of relaxation that is so much faster."""
+    channel = SuperOp(fractional_matrix_power(SuperOp(QuantumError.from_dict(error)).data, exponent))
+    made = QuantumError(Kraus(channel)).to_dict()
+    return {**error, "instructions": made["instructions"], "probabilities": made["probabilities"]}
+
+
+def read_noise(noise_model: Any) -> list[dict[str, Any]]:
+    """The errors of a noise model as Aer's simulator takes them, each with as few terms as say the same.
+
+    A two-qubit gate that depolarises and relaxes comes as 16 x 9 products of a Pauli and what relaxation does; only 25
+    of them differ, and reading the terms is most of the time of a small run.
+    """
+    return [_merge_terms(error) for error in noise_model.to_dict(serializable=True)["errors"]]
+
+
+def _merge_terms(error: dict[str, Any]) -> dict[str, Any]:
+    """Add up the terms of an error that do the same. Errors of anything but Paulis and resets stay as they are."""
+    if error["type"] != "qerror":
+        return error
+    merged: dict[tuple[tuple[int, str], ...], float] = {}
+    for instructions, probability in zip(error["instructions"], error["probabilities"], strict=True):
+        effects: dict[int, str] = {}
+        for instruction in instructions:
+            letters = _LETTERS.get(instruction["name"]) or "".join(map(str, instruction.get("params", ())))[::-1]
+            if instruction["name"] not in _LETTERS and instruction["name"] != "pauli":
+                return error
+            for qubit, letter in zip(instruction["qubits"], letters, strict=True):
+                effects[qubit] = _follow(effects.get(qubit, ""), letter)
+        key = tuple(sorted((qubit, effect) for qubit, effect in effects.items() if effect))
+        merged[key] = merged.get(key, 0.0) + probability
+    return {
+        **error,
+        "instructions": [_spell(effects) for effects in merged],
+        "probabilities": list(merged.values()),
+    }
+
+
+_LETTERS: Final = {"id": "I", "x": "X", "y": "Y", "z": "Z", "reset": "R"}
+_NAMES: Final = {"X": "x", "Y": "y", "Z": "z", "R": "reset"}
+_PAULI_PRODUCTS: Final = {frozenset("XY"): "Z", frozenset("YZ"): "X", frozenset("XZ"): "Y"}
+
+
+def _follow(effect: str, letter: str) -> str:
+    """What an effect on a qubit and then one more do together, up to a phase: nothing, a Pauli, or a reset and maybe a
+    Pauli."""
+    if letter == "I":
+        return effect
+    if letter == "R":
+        return "R"
+    reset, pauli = ("R", effect[1:]) if effect.startswith("R") else ("", effect)
+    product = letter if not pauli else "" if pauli == letter else _PAULI_PRODUCTS[frozenset((pauli, letter))]
+    return reset + product
+
+
+def _spell(effects: tuple[tuple[int, str], ...]) -> list[dict[str, Any]]:
+    instructions = [{"name": _NAMES[letter], "qubits": [qubit]} for qubit, effect in effects for letter in effect]
+    return instructions or [{"name": "id", "qubits": [0]}]
