@@ -190,7 +190,9 @@ class SamplerOptions(_Options):
 class EstimatorOptions(_Options):
     """Options of `EstimatorV2`. As `SamplerOptions`, and
 
-    `default_precision`: the standard error aimed at; 0 asks for exact values. `default_shots`: if it is set and
+    `default_precision`: the standard error aimed at; 0 asks for exact values. With a precision above 0 a value is the
+    exact one plus normal noise of that size, as Aer's own Estimator gives it, so it can lie outside of what can be
+    measured (`<ZZ>` of 1.01). `default_shots`: if it is set and
     `default_precision` is not, the precision is 1 / sqrt(default_shots). `seed_estimator`: as
     `simulator.seed_simulator`, and goes before it.
     """

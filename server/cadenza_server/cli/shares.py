@@ -40,6 +40,10 @@ def shares(
     """Show the share tree: shares, and usage in device seconds, decayed, of all devices together.
 
     Where several wait, the one with the least usage over shares goes first, at each level of the tree.
+
+    SHARES: the weight among those with the same parent, and DUE the part of the parent's time that it stands for if all
+    of them want some. USAGE S: device seconds, decayed, with those that running jobs are expected to take. USAGE/SHARES
+    decides. EVER CHARGED S: device seconds since the beginning, not decayed. WAITING and RUNNING: jobs.
     """
     if settings:
         if path is not None:
