@@ -217,9 +217,13 @@ def measure(drive: ModuleType, size: int, runs: int, count: int) -> dict[str, fl
     def note(name: str, value: float) -> None:
         figures.setdefault(name, []).append(value)
 
+    from_python = Workload(size, chance)  # one of its own: its caller has to know whose job each handle is
+    plain = PlainTree(size, chance)
     # So that the usage is where it stays; shared by every later run.
     work.cycles(drive, size)
     standard.cycle(size)
+    from_python.cycles_from_python(size)
+    plain.cycles(size // 4)
     for _ in range(runs):
         note("std::priority_queue pop + push", standard.cycle(count) / count * 1e9)
         note("cycle from C", work.cycles(drive, count)[0])
@@ -230,15 +234,8 @@ def measure(drive: ModuleType, size: int, runs: int, count: int) -> dict[str, fl
         took, nothing = work.cycles(drive, count, window=SECOND * 6 // 10)
         note("cycle from C, before a window that one job in 15 fits", took)
         note("  part of the picks that found nothing", nothing)
-    for _ in range(runs):
         note("pick alone", drive.picks(work.queue, work.now, 10_000) / 10_000 * 1e9)
-    # From Python: whose job is whose has to be known, so the queue is made again.
-    work = Workload(size, chance)
-    work.cycles_from_python(size)
-    plain = PlainTree(size, chance)
-    plain.cycles(size // 4)
-    for _ in range(runs):
-        note("cycle from Python", work.cycles_from_python(python_count))
+        note("cycle from Python", from_python.cycles_from_python(python_count))
         note("heapq pop + push", heapq_cycles(heap, chance, python_count))
         note("the same law in Python over heapq", plain.cycles(python_count))
     single = min(size // 20, 20_000)
