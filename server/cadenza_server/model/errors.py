@@ -48,5 +48,7 @@ class Refusal(Exception):  # noqa: N818  (a refusal is an answer, not an error o
 def not_found(kind: str, name: str) -> Refusal:
     """`kind` is device, session, job or reservation."""
     return Refusal(
-        Code.NOT_FOUND, f"UNKNOWN_{kind.upper()}", f"there is no {kind} {name!r}: list them to see the names that exist"
+        Code.NOT_FOUND,
+        f"UNKNOWN_{kind.upper()}",
+        f"there is no {kind} {name!r}: list them to see the names that exist (`cadenza {kind}s`)",
     )
