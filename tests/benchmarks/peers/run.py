@@ -1,0 +1,111 @@
+"""Measures Cadenza beside its peers: `python -m tests.benchmarks.peers.run [--peers cadenza,celery] [--write]`.
+
+Each peer runs with one worker, in its recommended configuration and, where it has one, in its durable one; see `how` in
+each adapter. The same work for all: jobs that do nothing and 2-qubit GHZ jobs of 1,000 shots, 2 KB each. Needs
+`pip install -e . 'celery[redis]' rq 'distributed' 'ray' hyperqueue`, and redis-server and slurm-wlm from the system's
+packages; what is missing is named in the table. Takes about six minutes.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[3]
+RESULTS = ROOT / "tests" / "benchmarks" / "RESULTS.md"
+HEADING = "## Beside its peers"
+PEERS = ("cadenza", "celery", "rq", "slurm", "hyperqueue", "dask", "ray")
+PARTS = ("rates", "greed", "10", "1000", "100000")
+TIMEOUT_S = 120
+NEVER = (("temporal", "its server is no package of a registry that this machine reaches"),)
+
+
+def measure(peer: str, part: str) -> dict[str, Any]:
+    """One part of one peer, in a process and a session of its own, so that nothing outlives it."""
+    command = [sys.executable, "-m", "tests.benchmarks.peers.measure", peer, part]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        output, errors = process.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        output, errors = "", f"not done within {TIMEOUT_S} s"
+    finally:
+        subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+        process.wait()
+    lines = [line for line in output.splitlines() if line.startswith("{")]
+    if lines:
+        found: dict[str, Any] = json.loads(lines[-1])
+        return found
+    return {"absent": errors.strip().splitlines()[-1] if errors.strip() else "it ended without an answer"}
+
+
+def number(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    if math.isinf(value):
+        return "not within 10 s"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def make_table(found: dict[str, dict[str, float]], durable: dict[str, bool]) -> list[str]:
+    rows = list(dict.fromkeys(name for figures in found.values() for name in figures))
+    header = [f"{peer}{'' if durable[peer] else ' (in memory)'}" for peer in found]
+    lines = ["| | " + " | ".join(header) + " |", "|---|" + "---:|" * len(found)]
+    cells = {row: " | ".join(number(figures.get(row)) for figures in found.values()) for row in rows}
+    return lines + [f"| {row} | {cells[row]} |" for row in rows]
+
+
+def write(text: str) -> None:
+    """Put `text` under this benchmark's heading; what stands under others stays."""
+    old = RESULTS.read_text()
+    before, _, after = old.partition(HEADING + "\n")
+    _, more, rest = after.partition("\n## ")
+    RESULTS.write_text(f"{before.rstrip()}\n\n{HEADING}\n\n{text}" + (f"\n## {rest}" if more else ""))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--peers", default=",".join(PEERS), help="which, by comma")
+    parser.add_argument("--parts", default=",".join(PARTS), help="rates, greed, numbers of queued jobs")
+    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
+    options = parser.parse_args()
+    found: dict[str, dict[str, float]] = {}
+    durable: dict[str, bool] = {}
+    notes = []
+    for peer in options.peers.split(","):
+        # one after the other: they must not meet
+        for part in options.parts.split(","):
+            print(f"{peer}: {part}", file=sys.stderr, flush=True)
+            answer = measure(peer, part)
+            if "absent" in answer:
+                notes.append(f"- {peer}, {part}: not measured: {answer['absent']}")
+                continue
+            if peer not in found:
+                found[peer], durable[peer] = {}, answer["durable"]
+                notes.append(f"- {peer} {answer['version']}: {answer['how']}")
+            found[peer].update(answer["found"])
+    notes.extend(f"- {peer}: not measured: {why}" for peer, why in NEVER)
+    lines = [
+        "Command: `python -m tests.benchmarks.peers.run --write`. Measured "
+        f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC on {os.cpu_count()} cores ({platform.machine()}), "
+        f"Python {platform.python_version()}, one worker each; load average at the end {os.getloadavg()[0]:.1f}.",
+        "",
+        *make_table(found, durable),
+        "",
+        *notes,
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if options.write:
+        write(text)
+
+
+if __name__ == "__main__":
+    main()
