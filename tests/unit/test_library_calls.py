@@ -60,6 +60,7 @@ from cadenza.v1 import (
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from qiskit import QuantumCircuit
+from qiskit.circuit import Parameter
 from qiskit.providers import QiskitBackendNotFoundError
 
 Handler = Callable[[Any, grpc.ServicerContext], Any]
@@ -972,3 +973,130 @@ def test_the_least_busy_device_is_online_large_enough_and_has_the_fewest_jobs(
     with pytest.raises(QiskitBackendNotFoundError):
         service.least_busy(min_num_qubits=10)
     assert [backend.name for backend in service.backends(simulator=True)] == ["off", "b", "a"]
+
+
+# --- arguments that no message can hold -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        (lambda client: client.get_job("\ud800"), ValueError),
+        (lambda client: client.get_job(7), TypeError),
+        (lambda client: client.list_jobs(skip=2**70), ValueError),
+        (lambda client: client.list_jobs(created_from="yesterday"), ValueError),
+        (lambda client: client.create_session("aer", max_time=[]), TypeError),
+        (lambda client: client.update_job_priority("x", 1.5), TypeError),
+        (lambda client: client.set_shares({"a": "many"}), TypeError),
+        (lambda client: client.submit_job("not a program", device="aer"), TypeError),
+        (lambda client: client.submit_job(cadenza.sampler_program(""), tags=["\udfff"]), ValueError),
+        (lambda client: client.create_reservation("aer", "ada", float("nan"), 5.0), ValueError),
+    ],
+)
+def test_an_argument_of_a_wrong_kind_is_the_library_s_own_error(
+    script: Script, client: Client, call: Callable[[Any], object], kind: type[Exception]
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        call(client)
+    assert isinstance(caught.value, kind)
+    assert caught.value.code == "INVALID_ARGUMENT"
+    assert not script.calls
+
+
+def test_the_asyncio_client_has_the_same_errors_for_wrong_arguments(target: str) -> None:
+    async def use() -> None:
+        async with AsyncClient(target, user="ada") as client:
+            with pytest.raises(InvalidRequestError):
+                await client.get_job("\ud800")
+            with pytest.raises(InvalidRequestError):
+                async for _ in client.watch_job("\ud800"):
+                    pass
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize(
+    "pubs",
+    [
+        [3],
+        ["h q"],
+        3,
+        [(bell(), [1.0])],
+        [(bell(), None, -1)],
+        [(bell(), None, "many")],
+        bell(),
+        [None],
+    ],
+)
+def test_what_is_no_pub_is_the_library_s_own_error(script: Script, session: Session, pubs: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        SamplerV2(mode=session).run(pubs)
+    assert not script.requests("SubmitJob")
+
+
+@pytest.mark.parametrize(
+    "pubs",
+    [[(bell(),)], [(bell(), "XYZ")], [(bell(), ["XX"], None, -0.5)], [(bell(), "ab")], [bell()]],
+)
+def test_what_is_no_estimator_pub_is_the_library_s_own_error(script: Script, session: Session, pubs: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        EstimatorV2(mode=session).run(pubs)
+    assert not script.requests("SubmitJob")
+
+
+# --- what programs for qiskit_ibm_runtime ask of a service ------------------------------------------------------------
+
+
+def test_what_means_nothing_here_is_refused_unless_it_is_none(service: CadenzaService) -> None:
+    assert service.backend("aer", None, use_fractional_gates=True).name == "aer"
+    for wrong in (
+        lambda: service.backend("aer", "crn:v1"),  # type: ignore[arg-type]
+        lambda: service.backends(instance="crn:v1"),  # type: ignore[arg-type]
+        lambda: service.least_busy(instance="crn:v1"),  # type: ignore[arg-type]
+        lambda: service.jobs(instance="crn:v1"),  # type: ignore[arg-type]
+        lambda: service.jobs(job_tags="bell"),  # type: ignore[arg-type]
+        lambda: service.jobs(pending="yes"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InvalidRequestError):
+            wrong()
+
+
+def test_a_backend_s_configuration_is_attributes_of_it_too(service: CadenzaService) -> None:
+    backend = service.backend("aer")
+    assert backend.n_qubits == backend.configuration().n_qubits == 4
+    assert backend.dynamic_circuits is False
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = backend.no_such_thing
+    with pytest.raises(AttributeError):
+        _ = backend._no_such_thing
+
+
+def test_a_job_has_no_decoders_and_keeps_the_circuits_metadata(session: Session) -> None:
+    circuit = bell()
+    circuit.metadata = {"angle": 3}
+    job = SamplerV2(mode=session).run([circuit])
+    with pytest.raises(InvalidRequestError, match="decoder"):
+        job.result(decoder=object())  # type: ignore[arg-type]
+    assert job.result(PATIENCE_S, poll_interval=0.1)[0].metadata["circuit_metadata"] == {"angle": 3}
+
+
+def test_inputs_are_the_pubs_as_they_were_submitted(script: Script, session: Session) -> None:
+    angle = Parameter("angle")
+    circuit = QuantumCircuit(1, 1)
+    circuit.rx(angle, 0)
+    circuit.measure(0, 0)
+    sampler = SamplerV2(mode=session, options={"default_shots": 9, "simulator": {"seed_simulator": 5}})
+    sampler.run([bell()]).result(PATIENCE_S)
+    job = sampler.run([bell(), (circuit, {"angle": [0.5, 1.5]}, 7)])
+    sent = {f"job-{index}": request.job.program for index, request in enumerate(script.requests("SubmitJob"))}
+    script.on["GetJobPayload"] = lambda r, _: job_service_pb2.GetJobPayloadResponse(program=sent[r.job_id])
+    script.on["ListJobs"] = lambda *_: job_service_pb2.ListJobsResponse(jobs=[job_pb2.Job(job_id="job-0")])
+    inputs = job.inputs
+    assert inputs["options"] == {"seed": 5}
+    assert inputs["default_shots"] == 9
+    (first, no_values, no_shots), (second, values, shots) = inputs["pubs"]
+    assert (first, second) == (bell(), circuit)
+    assert sent["job-1"].sampler.pubs[0].circuit.WhichOneof("source") == "digest"
+    assert (no_shots, shots) == (None, 7)
+    assert no_values is None or no_values.size == 0
+    np.testing.assert_array_equal(values, [[0.5], [1.5]])

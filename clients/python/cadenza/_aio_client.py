@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from cadenza import _requests as requests
 from cadenza._client import PageMessage
-from cadenza._errors import CadenzaError
+from cadenza._errors import CadenzaError, refuse_wrong_arguments
 from cadenza._times import Instant, Length
 from cadenza._transport import TIMEOUT_DEFAULT, AsyncTransport, Endpoint, Retry, Tls
 from cadenza.v1 import (
@@ -39,6 +39,7 @@ Page = TypeVar("Page", bound=PageMessage)
 Item = TypeVar("Item")
 
 
+@refuse_wrong_arguments
 class AsyncClient:
     """An asyncio client of one server: the methods, arguments and errors of `Client`, with `await` before each.
 

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cache
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, Self
 
+from qiskit import QuantumCircuit
 from qiskit.circuit import Delay, Instruction, Measure, Parameter, Reset
 from qiskit.circuit.controlflow import (
     BreakLoopOp,
@@ -22,10 +23,12 @@ from qiskit.circuit.library.standard_gates import get_standard_gate_name_mapping
 from qiskit.providers import BackendV2, Options, QubitProperties
 from qiskit.transpiler import InstructionProperties, Target
 
+from cadenza._errors import OptionError, WrongTypeError
 from cadenza._times import read_seconds, read_time
 from cadenza.v1 import device_pb2
 
 if TYPE_CHECKING:
+    from cadenza._circuit_job import CircuitJob
     from cadenza._service import CadenzaService
 
 Qubits = tuple[int, ...]
@@ -60,6 +63,11 @@ class BackendStatus:
     """`active`, or why not."""
     state: str
     """`starting`, `free`, `running`, `held` (it waits for its active session's next job) or `offline`."""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """From what `to_dict` gives."""
+        return cls(**data)
 
     def to_dict(self) -> dict[str, Any]:
         """As a dictionary."""
@@ -177,7 +185,10 @@ class CadenzaBackend(BackendV2):  # type: ignore[misc]
         return self._device.epoch
 
     def configuration(self) -> SimpleNamespace:
-        """What does not change, by the names that older programs read: `n_qubits`, `basis_gates`, `coupling_map`..."""
+        """What does not change, by the names that older programs read: `n_qubits`, `basis_gates`, `coupling_map`...
+
+        They are attributes of the backend itself, too.
+        """
         device = self._device
         pairs = [[pair.first, pair.second] for pair in device.coupling_map]
         return SimpleNamespace(
@@ -187,6 +198,12 @@ class CadenzaBackend(BackendV2):  # type: ignore[misc]
             num_qubits=device.num_qubits,
             basis_gates=list(device.basis_gates),
             coupling_map=pairs or None,
+            supported_instructions=list(device.basis_gates),
+            dynamic_circuits="if_else" in device.basis_gates,
+            local=False,
+            memory=True,
+            conditional="if_else" in device.basis_gates,
+            open_pulse=False,
             simulator=device.simulator,
             max_shots=self.service.limits.shots_per_pub_max or None,
             max_experiments=self.max_circuits,
@@ -250,9 +267,49 @@ class CadenzaBackend(BackendV2):  # type: ignore[misc]
         self.backend_version = str(self._device.epoch)
         self._target = None
 
-    def run(self, *_: object, **__: object) -> NoReturn:
-        """Not offered: raises `NotImplementedError`."""
-        raise NotImplementedError("backend.run() is not offered: use cadenza.SamplerV2(mode=backend).run([circuit])")
+    def run(
+        self,
+        run_input: QuantumCircuit | Iterable[QuantumCircuit],
+        *,
+        shots: int | None = None,
+        memory: bool = False,
+        seed_simulator: int | None = None,
+        meas_level: int | None = None,
+        **options: Any,
+    ) -> "CircuitJob":
+        """Run circuits without parameters as one Sampler job, for programs that know no primitives; inside a `with`
+        block of a session, in that session.
+
+        `memory`: the result also has each shot. `meas_level`: 2 or None. `options`: those of `SamplerOptions`.
+        Raises `OptionError`, `InvalidRequestError` or what `SamplerV2.run` raises.
+        """
+        from cadenza._circuit_job import CircuitJob, check_clbits
+        from cadenza._primitives import SamplerV2
+
+        circuits = [run_input] if isinstance(run_input, QuantumCircuit) else list(run_input)
+        if meas_level not in (None, 2):
+            raise OptionError(
+                f"option 'meas_level': {meas_level} does not exist here: measurements are classified (2)",
+                code="INVALID_ARGUMENT",
+                reason="INVALID_FIELD",
+                field="meas_level",
+            )
+        for circuit in circuits:
+            if not isinstance(circuit, QuantumCircuit):
+                raise WrongTypeError(f"run_input: {type(circuit).__name__} is no circuit", code="INVALID_ARGUMENT")
+            check_clbits(circuit)
+        sampler = SamplerV2(mode=self, options=options)
+        if seed_simulator is not None:
+            sampler.options.simulator.seed_simulator = seed_simulator
+        return CircuitJob(sampler.run(circuits, shots=shots), circuits, memory)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the configuration says: `backend.max_shots`, `backend.n_qubits` and so on."""
+        if not name.startswith("_"):
+            found = getattr(self.configuration(), name, None)
+            if found is not None:
+                return found
+        raise AttributeError(f"a backend has no {name!r}")
 
     @classmethod
     def _default_options(cls) -> Options:

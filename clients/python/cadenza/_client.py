@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from cadenza import _requests as requests
-from cadenza._errors import CadenzaError
+from cadenza._errors import CadenzaError, refuse_wrong_arguments
 from cadenza._submissions import Submissions
 from cadenza._times import Instant, Length
 from cadenza._transport import TIMEOUT_DEFAULT, Endpoint, Retry, Tls, Transport, Watch
@@ -46,6 +46,7 @@ class PageMessage(Protocol):
         """Empty: this was the last."""
 
 
+@refuse_wrong_arguments
 class Client:
     """A blocking client of one server. Safe to use from several threads.
 
@@ -198,14 +199,19 @@ class Client:
         after: int | None = None,
         include_results: bool = False,
         exclude_jobs: bool = False,
+        skip_superseded: bool = False,
         timeout_s: float | None = None,
     ) -> Watch:
         """Every change of a session and of its jobs, as they happen: an iterator of `Event` that `close()` ends.
 
-        `after`: the last event number seen before; None: begin with a snapshot. Broken connections go on by themselves.
+        `after`: the last event number seen before; None: begin with a snapshot. `skip_superseded`: without those changes
+        of a job that come together with its end. Broken connections go on by themselves.
         """
         request = session_service_pb2.WatchSessionRequest(
-            session_id=session_id, include_results=include_results, exclude_jobs=exclude_jobs
+            session_id=session_id,
+            include_results=include_results,
+            exclude_jobs=exclude_jobs,
+            skip_superseded=skip_superseded,
         )
         return Watch(self._transport, self._sessions.WatchSession, request, after, timeout_s)
 

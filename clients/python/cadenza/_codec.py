@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
-from qiskit import QuantumCircuit, qpy
+from qiskit import QuantumCircuit, qasm3, qpy
 from qiskit.primitives import BitArray, DataBin, PrimitiveResult, PubResult, SamplerPubResult
 from qiskit.primitives.containers.bindings_array import BindingsArray
 from qiskit.primitives.containers.estimator_pub import EstimatorPub
@@ -224,6 +224,71 @@ def encode_observables(observables: ObservablesArray) -> ObservablesArrayMessage
             for terms in array.reshape(-1)
         ],
     )
+
+
+def list_circuits(program: Program) -> list[Circuit]:
+    """The circuits of its PUBs."""
+    kind = program.WhichOneof("kind")
+    return [pub.circuit for pub in getattr(program, kind).pubs] if kind else []
+
+
+def circuit_digest(circuit: Circuit) -> bytes:
+    """SHA-256 of the circuit's bytes, or the digest that it is named by."""
+    source = circuit.WhichOneof("source")
+    if source in (None, "digest"):
+        return circuit.digest
+    value: str | bytes = getattr(circuit, source)
+    return hashlib.sha256(value.encode() if isinstance(value, str) else value).digest()
+
+
+def read_circuit(circuit: Circuit) -> QuantumCircuit:
+    """The circuit itself. OpenQASM 3 needs `qiskit_qasm3_import`."""
+    match circuit.WhichOneof("source"):
+        case "qpy":
+            return qpy.load(io.BytesIO(circuit.qpy))[0]
+        case "openqasm2":
+            return QuantumCircuit.from_qasm_str(circuit.openqasm2)
+        case _:
+            return qasm3.loads(circuit.openqasm3)
+
+
+def read_inputs(program: Program, find: Callable[[bytes], Circuit]) -> dict[str, Any]:
+    """What `Job.inputs` shows. `find` gives the circuits that are named by digest."""
+    kind = program.WhichOneof("kind") or "calibration"
+    job = getattr(program, kind)
+    known = {circuit_digest(circuit): circuit for circuit in list_circuits(program) if not circuit.digest}
+
+    def read_pub(pub: Any) -> tuple[Any, ...]:
+        digest = pub.circuit.digest
+        if digest and digest not in known:
+            known[digest] = find(digest)
+        circuit = read_circuit(known[digest] if digest else pub.circuit)
+        values = None
+        if pub.HasField("parameter_values"):
+            array = array_from_tensor(pub.parameter_values)
+            names = tuple(pub.parameter_names) or tuple(parameter.name for parameter in circuit.parameters)
+            values = BindingsArray({names: array}, shape=array.shape[:-1]).as_array(circuit.parameters)
+        if kind == "estimator":
+            precision = pub.precision if pub.HasField("precision") else None
+            return (circuit, _read_observables(pub.observables).tolist(), values, precision)
+        return (circuit, values, pub.shots if pub.HasField("shots") else None)
+
+    default = "default_precision" if kind == "estimator" else "default_shots"
+    return {
+        "pubs": [read_pub(pub) for pub in job.pubs],
+        "options": {name.name: value for name, value in job.options.ListFields()},
+        default: getattr(job, default) if job.HasField(default) else None,
+    }
+
+
+def _read_observables(message: ObservablesArrayMessage) -> ObservablesArray:
+    terms = np.empty(len(message.observables), dtype=object)
+    for index, observable in enumerate(message.observables):
+        summed: dict[str, float] = {}
+        for term in observable.terms:
+            summed[term.pauli] = summed.get(term.pauli, 0.0) + term.coefficient
+        terms[index] = summed
+    return ObservablesArray(terms.reshape(tuple(message.shape)))
 
 
 def decode_result(result: JobResult, kind: ProgramKind.ValueType) -> PrimitiveResult:

@@ -1,10 +1,14 @@
 """What can go wrong, as typed exceptions: what the server refuses, what a job ended with, what comes too late."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, Protocol, cast
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
+
+Made = TypeVar("Made")
 
 DOMAIN: Final = "cadenza"
 """The domain of the server's `google.rpc.ErrorInfo`."""
@@ -45,6 +49,10 @@ class CadenzaError(Exception):
 
 class InvalidRequestError(CadenzaError, ValueError):
     """INVALID_ARGUMENT: the request itself is wrong; `field` names where. Sent again it fails again."""
+
+
+class WrongTypeError(InvalidRequestError, TypeError):
+    """An argument of a wrong type, found before anything is sent: a `TypeError`, too."""
 
 
 class OptionError(InvalidRequestError):
@@ -173,6 +181,62 @@ def make_error(code: str, message: str, details: Iterable[Any] = (), target: str
         metadata=facts,
         retry_after_s=retry_after,
     )
+
+
+def map_argument_error(error: Exception, what: str) -> InvalidRequestError:
+    """The exception for an argument that could not be written into a request."""
+    kind = WrongTypeError if isinstance(error, TypeError) else InvalidRequestError
+    return kind(f"{what}: {error}", code="INVALID_ARGUMENT", reason="INVALID_FIELD")
+
+
+def refuse_wrong_arguments(kind: type[Made]) -> type[Made]:
+    """Decorates a client: its public methods raise `InvalidRequestError` for arguments that no message can hold."""
+    for name, method in list(vars(kind).items()):
+        if not name.startswith("_") and inspect.isfunction(method):
+            setattr(kind, name, _guard(name, method))
+    return kind
+
+
+def _guard(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    if inspect.iscoroutinefunction(method):
+
+        @functools.wraps(method)
+        async def wait(*arguments: Any, **named: Any) -> Any:
+            try:
+                return await method(*arguments, **named)
+            except CadenzaError:
+                raise
+            except _WRONG as error:
+                raise map_argument_error(error, name) from error
+
+        return wait
+    if inspect.isasyncgenfunction(method):
+
+        @functools.wraps(method)
+        async def follow(*arguments: Any, **named: Any) -> Any:
+            try:
+                async for item in method(*arguments, **named):
+                    yield item
+            except CadenzaError:
+                raise
+            except _WRONG as error:
+                raise map_argument_error(error, name) from error
+
+        return follow
+
+    @functools.wraps(method)
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return method(*arguments, **named)
+        except CadenzaError:
+            raise
+        except _WRONG as error:
+            raise map_argument_error(error, name) from error
+
+    return call
+
+
+_WRONG: Final = (TypeError, ValueError, ArithmeticError, AttributeError)
 
 
 class FailedCall(Protocol):

@@ -1,7 +1,7 @@
 """The handle of a job, as Qiskit's users know it. What happens to the job is pushed to it, never polled."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
@@ -9,16 +9,25 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from google.protobuf.timestamp_pb2 import Timestamp
 from qiskit.primitives import BasePrimitiveJob, PrimitiveResult
 
-from cadenza._codec import decode_result
-from cadenza._errors import CadenzaError, CadenzaTimeoutError, JobCancelledError, JobFailedError
+from cadenza._client import Client
+from cadenza._codec import circuit_digest, decode_result, list_circuits, read_inputs
+from cadenza._errors import (
+    CadenzaError,
+    CadenzaTimeoutError,
+    InvalidRequestError,
+    JobCancelledError,
+    JobFailedError,
+    NotFoundError,
+)
 from cadenza._follower import FINAL, FollowedJob
 from cadenza._times import read_seconds, read_time
 from cadenza._waiting import find_causes
 from cadenza.v1 import job_pb2, program_pb2
+from cadenza.v1.circuit_pb2 import Circuit
 from cadenza.v1.event_pb2 import Event
 
 if TYPE_CHECKING:
-    from cadenza._backend import CadenzaBackend
+    from cadenza._backend import BackendProperties, CadenzaBackend
     from cadenza._service import CadenzaService
 
 JobStatus = Literal["INITIALIZING", "QUEUED", "RUNNING", "CANCELLED", "DONE", "ERROR"]
@@ -63,6 +72,8 @@ class Job(BasePrimitiveJob[PrimitiveResult, JobStatus]):  # type: ignore[misc]
         self._service = service
         self._followed = followed
         self._result: PrimitiveResult | None = None
+        self.circuit_metadata: Sequence[Mapping[str, Any]] = ()
+        """Of the circuits, one a PUB, where this handle submitted them; goes into the result, as Qiskit's do."""
 
     @classmethod
     def unfollowed(cls, service: "CadenzaService", job: job_pb2.Job) -> "Job":
@@ -128,12 +139,23 @@ class Job(BasePrimitiveJob[PrimitiveResult, JobStatus]):  # type: ignore[misc]
 
     # --- its end ------------------------------------------------------------------------------------------------------
 
-    def result(self, timeout: float | None = None) -> PrimitiveResult:
+    def result(
+        self, timeout: float | None = None, decoder: None = None, poll_interval: float | None = None
+    ) -> PrimitiveResult:
         """Wait for the end and return the result.
+
+        There are no decoders: `decoder` must be None. `poll_interval` does nothing: nothing is polled.
 
         Raises `JobFailedError` or `JobCancelledError` with reason and detail, and `CadenzaTimeoutError` after `timeout`
         seconds (the job goes on).
         """
+        del poll_interval
+        if decoder is not None:
+            raise InvalidRequestError(
+                "decoder: there are none here, results are Qiskit's: leave it out",
+                code="INVALID_ARGUMENT",
+                field="decoder",
+            )
         if self._result is None:
             job = self._wait(timeout)
             if job.state != job_pb2.JOB_STATE_SUCCEEDED:
@@ -142,6 +164,8 @@ class Job(BasePrimitiveJob[PrimitiveResult, JobStatus]):  # type: ignore[misc]
             if message is None:
                 message = self._service.client.get_job_result(job.job_id)
             self._result = decode_result(message, job.program_kind)
+            for pub, metadata in zip(self._result, self.circuit_metadata, strict=False):
+                pub.metadata["circuit_metadata"] = dict(metadata)
             self._followed.result = None
         return self._result
 
@@ -178,6 +202,28 @@ class Job(BasePrimitiveJob[PrimitiveResult, JobStatus]):  # type: ignore[misc]
     def creation_date(self) -> datetime:
         """When it was accepted, in local time."""
         return read_time(self._followed.job.create_time)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What it executes, as it was submitted: `pubs` as tuples (circuit, values, shots) or (circuit, observables,
+        values, precision), the values in the order of `circuit.parameters`; `options`, those that were set; and
+        `default_shots` or `default_precision`. What was left to the device is None.
+        """
+        client, job = self._service.client, self._followed.job
+        return read_inputs(
+            client.get_job_payload(self.job_id()), lambda digest: _find_circuit(client, job.session_id, digest)
+        )
+
+    def properties(self, refresh: bool = False) -> "BackendProperties | None":
+        """The properties of its device in the calibration epoch in which it ran; None if it has not started, if the
+        device is ideal, or if it has been calibrated since (the server keeps the latest properties).
+        """
+        del refresh
+        job = self._now()
+        if not job.HasField("epoch"):
+            job = self._service.client.get_job(self.job_id())
+        found = self.backend().properties()
+        return found if found is not None and job.HasField("epoch") and found.epoch == job.epoch else None
 
     @property
     def tags(self) -> list[str]:
@@ -289,6 +335,17 @@ class Job(BasePrimitiveJob[PrimitiveResult, JobStatus]):  # type: ignore[misc]
             code="DEADLINE_EXCEEDED",
             metadata={"job_id": self.job_id(), "status": status},
         )
+
+
+def _find_circuit(client: Client, session_id: str, digest: bytes) -> Circuit:
+    """The circuit that an earlier job of the session brought. Raises `NotFoundError`."""
+    for job in client.list_jobs(session_id=session_id, oldest_first=True):
+        for circuit in list_circuits(client.get_job_payload(job.job_id)):
+            if circuit_digest(circuit) == digest:
+                return circuit
+    raise NotFoundError(
+        f"the circuit {digest.hex()} is no longer on the server", code="NOT_FOUND", reason="UNKNOWN_CIRCUIT"
+    )
 
 
 def _status(job: job_pb2.Job) -> JobStatus:

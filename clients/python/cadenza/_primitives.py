@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from qiskit import QuantumCircuit
+from qiskit.exceptions import QiskitError
 from qiskit.primitives import BaseEstimatorV2, BaseSamplerV2
 from qiskit.primitives.containers import EstimatorPubLike, SamplerPubLike
 from qiskit.primitives.containers.estimator_pub import EstimatorPub
@@ -11,13 +13,16 @@ from qiskit.primitives.containers.sampler_pub import SamplerPub
 
 from cadenza._backend import CadenzaBackend
 from cadenza._codec import CircuitWriter, ObservablesMemory, encode_estimator, encode_sampler
-from cadenza._errors import InvalidRequestError
+from cadenza._errors import CadenzaError, InvalidRequestError, map_argument_error
 from cadenza._job import Job
 from cadenza._options import EstimatorOptions, SamplerOptions
 from cadenza._session import Session, current_session
 from cadenza.v1.program_pb2 import Program
 
 logger: Final = logging.getLogger("cadenza")
+
+_UNWRITABLE: Final = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, QiskitError)
+"""What Qiskit raises about PUBs that are none, and circuits that cannot be written."""
 
 
 def _resolve_mode(mode: object) -> tuple[Session | None, CadenzaBackend]:
@@ -63,18 +68,36 @@ class _Primitive:
         """The device that the jobs run on."""
         return self._backend
 
-    def _submit(self, encode: Callable[[CircuitWriter], Program], options: SamplerOptions | EstimatorOptions) -> Job:
+    def _submit(
+        self,
+        pubs: list[Any],
+        encode: Callable[[CircuitWriter], Program],
+        options: SamplerOptions | EstimatorOptions,
+    ) -> Job:
         arguments: dict[str, Any] = {
             "priority": options.priority,
             "tags": options.environment.job_tags or (),
             "max_execution_time": options.max_execution_time,
             "estimate_hint": options.estimate_hint,
         }
+
+        def write(writer: CircuitWriter) -> Program:
+            try:
+                return encode(writer)
+            except CadenzaError:
+                raise
+            except _UNWRITABLE as error:
+                raise map_argument_error(error, "pubs") from error
+
         if self._mode is not None:
-            return self._mode._submit(encode, **arguments)
-        service = self._backend.service
-        program = encode(CircuitWriter(frozenset(), service.qpy_version))
-        return Job.unfollowed(service, service.client.submit_job(program, device=self._backend.name, **arguments))
+            job = self._mode._submit(write, **arguments)
+        else:
+            service = self._backend.service
+            program = write(CircuitWriter(frozenset(), service.qpy_version))
+            accepted = service.client.submit_job(program, device=self._backend.name, **arguments)
+            job = Job.unfollowed(service, accepted)
+        job.circuit_metadata = [dict(pub.circuit.metadata or {}) for pub in pubs]
+        return job
 
 
 class SamplerV2(_Primitive, BaseSamplerV2):  # type: ignore[misc]
@@ -102,10 +125,10 @@ class SamplerV2(_Primitive, BaseSamplerV2):  # type: ignore[misc]
     def run(self, pubs: Iterable[SamplerPubLike], *, shots: int | None = None) -> Job:
         """Submit one job. `shots`: of the PUBs that name none; None: `options.default_shots`, else the device's.
 
-        The job's result is a `PrimitiveResult` of `SamplerPubResult`s. Raises `ValueError` or `TypeError` for PUBs that
-        are none, `CadenzaError` for what the server refuses.
+        The result is a `PrimitiveResult` of `SamplerPubResult`s. Raises `InvalidRequestError` (a `ValueError`, and
+        a `TypeError` where Qiskit raises one) for PUBs that are none, `CadenzaError` for what the server refuses.
         """
-        coerced = [SamplerPub.coerce(pub, shots) for pub in pubs]
+        coerced = _coerce_all(pubs, lambda pub: SamplerPub.coerce(pub, shots))
         _check_some(coerced)
         for index, pub in enumerate(coerced):
             if not pub.circuit.cregs:
@@ -118,7 +141,9 @@ class SamplerV2(_Primitive, BaseSamplerV2):  # type: ignore[misc]
                 )
         options = self._options
         return self._submit(
-            lambda writer: encode_sampler(coerced, writer, options.execution(), options.default_shots), options
+            coerced,
+            lambda writer: encode_sampler(coerced, writer, options.execution(), options.default_shots),
+            options,
         )
 
 
@@ -149,20 +174,36 @@ class EstimatorV2(_Primitive, BaseEstimatorV2):  # type: ignore[misc]
         """Submit one job. `precision`: standard error aimed at by the PUBs that name none; 0 asks for exact values.
 
         None: `options.default_precision`, else the device's. The job's result is a `PrimitiveResult` of `PubResult`s
-        with `data.evs` and `data.stds`. Raises `ValueError` or `TypeError` for PUBs that are none, `CadenzaError` for
-        what the server refuses.
+        with `data.evs` and `data.stds`. Raises `InvalidRequestError` (a `ValueError`, and a `TypeError` where Qiskit
+        raises one) for PUBs that are none, `CadenzaError` for what the server refuses.
         """
-        coerced = [self._coerce(pub, precision) for pub in pubs]
+        coerced = _coerce_all(pubs, lambda pub: self._coerce(pub, precision))
         _check_some(coerced)
         options, memory = self._options, self._memory
         return self._submit(
-            lambda writer: encode_estimator(coerced, writer, options.execution(), options.precision(), memory), options
+            coerced,
+            lambda writer: encode_estimator(coerced, writer, options.execution(), options.precision(), memory),
+            options,
         )
 
     def _coerce(self, pub: EstimatorPubLike, precision: float | None) -> EstimatorPub:
         if isinstance(pub, tuple) and len(pub) > 1 and (known := self._memory.recall(pub[1])) is not None:
             pub = (pub[0], known, *pub[2:])
         return EstimatorPub.coerce(pub, precision)
+
+
+def _coerce_all(pubs: Iterable[Any], coerce: Callable[[Any], Any]) -> list[Any]:
+    if isinstance(pubs, QuantumCircuit):
+        raise InvalidRequestError(
+            "pubs is one circuit: give a list of PUBs, such as [circuit]", code="INVALID_ARGUMENT", field="pubs"
+        )
+    coerced: list[Any] = []
+    try:
+        for pub in pubs:
+            coerced.append(coerce(pub))  # noqa: PERF401  (its length says which one is wrong)
+    except _UNWRITABLE as error:
+        raise map_argument_error(error, f"pubs[{len(coerced)}]") from error
+    return coerced
 
 
 def _check_some(pubs: list[Any]) -> None:

@@ -96,12 +96,24 @@ class CadenzaService:
         self,
         name: str | None = None,
         min_num_qubits: int | None = None,
+        instance: None = None,
+        dynamic_circuits: bool | None = None,
         filters: Callable[[CadenzaBackend], bool] | None = None,
+        *,
+        use_fractional_gates: bool | None = None,
         **kwargs: Any,
     ) -> list[CadenzaBackend]:
-        """The devices, by name. `kwargs`: attributes of the backend or its status, such as `simulator=True`,
-        `operational=True`.
+        """The devices, by name.
+
+        `dynamic_circuits`: those that do, or do not, run circuits with control flow. `kwargs`: attributes of the
+        backend, of its configuration or of its status, such as `simulator=True`, `operational=True`, `n_qubits=5`.
+        There are no instances, so `instance` must be None; devices offer all gates that they have, so
+        `use_fractional_gates` changes nothing.
         """
+        _refuse_elsewhere(instance=instance)
+        del use_fractional_gates
+        if dynamic_circuits is not None:
+            kwargs["dynamic_circuits"] = dynamic_circuits
         found = []
         for device in self.client.list_devices():
             if (name is not None and device.name != name) or device.num_qubits < (min_num_qubits or 0):
@@ -111,8 +123,20 @@ class CadenzaService:
                 found.append(backend)
         return found
 
-    def backend(self, name: str) -> CadenzaBackend:
-        """The device of this name. Raises a `NotFoundError` that is also Qiskit's `QiskitBackendNotFoundError`."""
+    def backend(
+        self,
+        name: str,
+        instance: None = None,
+        use_fractional_gates: bool | None = None,
+        calibration_id: None = None,
+    ) -> CadenzaBackend:
+        """The device of this name. Raises a `NotFoundError` that is also Qiskit's `QiskitBackendNotFoundError`.
+
+        There are no instances and a device has one calibration at a time, so `instance` and `calibration_id` must be
+        None; `use_fractional_gates` changes nothing.
+        """
+        _refuse_elsewhere(instance=instance, calibration_id=calibration_id)
+        del use_fractional_gates
         try:
             return CadenzaBackend(self, self.client.get_device(name))
         except NotFoundError as error:
@@ -123,13 +147,17 @@ class CadenzaService:
     def least_busy(
         self,
         min_num_qubits: int | None = None,
+        instance: None = None,
         filters: Callable[[CadenzaBackend], bool] | None = None,
+        use_fractional_gates: bool | None = None,
         **kwargs: Any,
     ) -> CadenzaBackend:
         """The device with the fewest pending jobs, by name between equals; never one that is offline.
 
-        Raises Qiskit's `QiskitBackendNotFoundError` if none matches.
+        Arguments as for `backends`. Raises Qiskit's `QiskitBackendNotFoundError` if none matches.
         """
+        _refuse_elsewhere(instance=instance)
+        del use_fractional_gates
         found = [
             backend
             for backend in self.backends(min_num_qubits=min_num_qubits, filters=filters, **kwargs)
@@ -152,6 +180,7 @@ class CadenzaService:
         backend_name: str | None = None,
         pending: bool | None = None,
         program_id: ProgramKindName | None = None,
+        instance: None = None,
         job_tags: list[str] | None = None,
         session_id: str | None = None,
         created_after: datetime | None = None,
@@ -162,8 +191,16 @@ class CadenzaService:
 
         `limit`: how many at most; None: all. `pending`: True for those not ended, False for those that have.
         `program_id`: `sampler`, `estimator` or `calibration`. `job_tags`: all of them. Times without a zone are local;
-        `created_after` counts from its instant on, `created_before` up to, and without, its instant.
+        `created_after` counts from its instant on, `created_before` up to, and without, its instant. There are no
+        instances, so `instance` must be None.
         """
+        _refuse_elsewhere(instance=instance)
+        if pending not in (None, True, False) or isinstance(job_tags, str):
+            raise InvalidRequestError(
+                "pending must be True, False or None, and job_tags a list of texts",
+                code="INVALID_ARGUMENT",
+                field="pending" if pending not in (None, True, False) else "job_tags",
+            )
         states: dict[bool | None, tuple[JobStateName, ...]] = {
             None: (),
             True: ("queued", "running"),
@@ -264,6 +301,14 @@ class CadenzaService:
     @cached_property
     def _info(self) -> GetServerInfoResponse:
         return self.client.get_server_info()
+
+
+def _refuse_elsewhere(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise InvalidRequestError(
+                f"{name}: {value!r} means nothing here: leave it out", code="INVALID_ARGUMENT", field=name
+            )
 
 
 def _has(backend: CadenzaBackend, wanted: dict[str, Any]) -> bool:

@@ -91,8 +91,12 @@ class Session:
         self._token: Token[Session | None] | None = None
 
     @classmethod
-    def from_id(cls, session_id: str, service: "CadenzaService") -> Self:
-        """A handle of a session that exists. Raises `NotFoundError`, and `InvalidRequestError` for the other mode."""
+    def from_id(cls, session_id: str, service: "CadenzaService", use_fractional_gates: bool | None = None) -> Self:
+        """A handle of a session that exists. Raises `NotFoundError`, and `InvalidRequestError` for the other mode.
+
+        `use_fractional_gates` changes nothing: devices offer all gates that they have.
+        """
+        del use_fractional_gates
         session = service.client.get_session(session_id)
         mode = _MODES[session.mode]
         if mode != cls._mode:
