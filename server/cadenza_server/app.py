@@ -39,6 +39,7 @@ from cadenza_server.api.devices import DeviceServicer
 from cadenza_server.api.errors import ErrorMapper
 from cadenza_server.api.jobs import JobServicer, JobSubmitter
 from cadenza_server.api.programs import DeviceFacts, ProgramChecker
+from cadenza_server.api.reflection import ReflectionPool
 from cadenza_server.api.reservations import ReservationServicer
 from cadenza_server.api.scope import Scope
 from cadenza_server.api.server import ServerServicer
@@ -238,7 +239,8 @@ class Server:
         reservation_service_pb2_grpc.add_ReservationServiceServicer_to_server(ReservationServicer(scope), server)
         share_service_pb2_grpc.add_ShareServiceServicer_to_server(ShareServicer(scope, config.half_life), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        shown = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(shown, server, pool=ReflectionPool())
         return server
 
     def _describe(self, name: str) -> device_pb2.Device:

@@ -63,7 +63,13 @@ CLIENTS = (
         ["go generate ./...", "go build -o build/ ./cmd/conformance ./examples/sweep"],
         "build/conformance",
     ),
-    _client("node", "node npm", "npm install --no-fund --no-audit --prefer-offline", ["npm run build"], "node build/src/conformance.js"),
+    _client(
+        "node",
+        "node npm",
+        "npm install --no-fund --no-audit --prefer-offline",
+        ["npm run build"],
+        "node build/src/conformance.js",
+    ),
     _client("rust", "cargo", "cargo fetch", ["cargo build --examples"], "target/debug/examples/conformance"),
     _client(
         "java",
