@@ -68,8 +68,8 @@ class Callers:
             raise Refusal(
                 Code.UNAUTHENTICATED,
                 "MISSING_TOKEN",
-                "this server wants a token: send the metadata `authorization: Bearer TOKEN`; an operator makes one "
-                "with `cadenza token`",
+                "this server wants a token: set CADENZA_TOKEN, or send the metadata `authorization: Bearer TOKEN`; an "
+                "operator makes one with `cadenza token`",
             )
         caller = self._tokens.find(token.strip()) if scheme.lower() == "bearer" else None
         if caller is None:

@@ -1,6 +1,7 @@
 """Commands that call a server: their common options, how they end when it refuses, and how Ctrl-C stops them."""
 
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,6 +98,8 @@ def connect(
     tls_server_name: str | None,
 ) -> "Client":
     """The client that the options ask for. Wrong ones end the command with exit code 2."""
+    # What gRPC prints by itself is told in our sentence; whoever wants to see it sets the variable.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from cadenza import Client
 
     if user is not None:
