@@ -7,6 +7,7 @@ any more: the writer fails what is pending, stops the runs, and takes itself up 
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,7 +29,7 @@ from cadenza_server.engine.watches import Watches
 from cadenza_server.execution.runs import Assignment, RunReport
 from cadenza_server.model.commands import CancelJob, Command, Resumed, RunEnded, SetDeviceReady, SubmitJob, SubmitJobs
 from cadenza_server.model.errors import Code, Refusal
-from cadenza_server.model.events import Event, JobQueued, RunFinished, RunStarted
+from cadenza_server.model.events import EpochStarted, Event, JobQueued, RunFinished, RunStarted
 from cadenza_server.model.settings import SECOND, DeviceSettings
 from cadenza_server.model.words import RunOutcome
 from cadenza_server.scheduling import Scheduler
@@ -46,6 +47,10 @@ READ_AGAIN_NS: Final = (SECOND // 10, 1 * SECOND)
 GATHER_SECONDS: Final = 0.001
 """How long a commit waits for more calls, if the one before it answered several. A commit costs what dozens of calls
 do, and callers that wait for their answers before they call again come again soon."""
+
+SHORT_RUN_NS: Final = 3 * SECOND // 1000
+"""A run that is expected to take no longer is waited for, so long at most, with the commit of its start. One commit
+instead of two; and the first would take the processor from the run."""
 
 REBUILD_AFTER_NS: Final = 1 * SECOND
 REBUILD_AFTER_NS_MAX: Final = 30 * SECOND
@@ -152,6 +157,8 @@ class Writer:
         self.running: dict[str, tuple[str, int]] = {}
         """By device: job and attempt."""
         self.running_since: dict[str, int] = {}
+        self._calibrated: dict[str, int] = {}
+        """By device: when its epoch began; before the first calibration, when it took up its first run here."""
         self.result_bytes = 0
         """Recorded since `take_ups` changed, less those deleted."""
         self.take_ups = 0
@@ -163,7 +170,8 @@ class Writer:
         self._inputs: list[_Input] = []
         self._entering = False
         self._gathering: asyncio.TimerHandle | None = None
-        """Runs while the next commit waits for the callers that the latest one answered to come again."""
+        """Runs while the next commit waits: for the callers that the latest one answered to come again, or for the
+        end of a short run."""
         self._gathered = 0
         """With so many calls to answer it waits no longer."""
         self._reports: dict[tuple[str, int], Report] = {}
@@ -470,6 +478,8 @@ class Writer:
         for started in waiting:
             if not self._run_from_memory(started, self.payloads.get(started.job)):
                 self._run_from_store(started)
+        if any(isinstance(event, RunStarted) and event.estimate <= SHORT_RUN_NS for event in outcome.events):
+            self._gather(SHORT_RUN_NS / SECOND, sys.maxsize)
         self._arm()
 
     def _keep_request(self, request: RequestKey, events: tuple[Event, ...], jobs: list[JobQueued], now: int) -> None:
@@ -508,9 +518,13 @@ class Writer:
         for event in events:
             if isinstance(event, RunFinished):
                 self._finished(event)
+            elif isinstance(event, EpochStarted):
+                self._calibrated[event.device] = now
             elif isinstance(event, RunStarted):
                 self.running[event.device] = (event.job, event.attempt)
                 self.running_since[event.device] = now
+                if event.device not in self._calibrated:
+                    self._calibrated[event.device] = self.recorder.devices[event.device].calibrate_time or now
                 if not self._run_from_memory(event, self.payloads.get(event.job) or contents.get(event.job)):
                     waiting.append(event)
         return waiting
@@ -546,6 +560,7 @@ class Writer:
                 limit_ns=event.limit,
                 min_duration_ns=source.min_duration_ns,
                 epoch=event.epoch,
+                age_ns=self.running_since[event.device] - self._calibrated[event.device],
             )
         )
 
@@ -704,14 +719,16 @@ class Writer:
         self._rebuild_after = REBUILD_AFTER_NS
         self._observer.committed(unit.began, unit.batch, len(unit.answers))
         self.payloads.set_committed(unit.jobs)
-        self._gather(len(unit.answers))
+        if len(unit.answers) > 1:
+            self._gather(GATHER_SECONDS, len(self._unit.answers) + len(unit.answers))
         self._kick()  # before the answers: the disk is what takes longest
         self._release(unit)
 
-    def _gather(self, answered: int) -> None:
-        if answered > 1 and self._gathering is None and self.stage is Stage.RUNNING:
-            self._gathered = len(self._unit.answers) + answered
-            self._gathering = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._gather_no_more)
+    def _gather(self, seconds: float, calls: int) -> None:
+        """Let the next commit wait so long at most, and till it has so many calls to answer."""
+        if self._gathering is None and self._in_flight is None and self.stage is Stage.RUNNING:
+            self._gathered = calls
+            self._gathering = asyncio.get_running_loop().call_later(seconds, self._gather_no_more)
 
     def _gather_no_more(self) -> None:
         self._gathering = None

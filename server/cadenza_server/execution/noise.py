@@ -142,9 +142,25 @@ class DriftingNoise:
 
 def _power(error: dict[str, Any], exponent: float) -> dict[str, Any]:
     """The error of a wait that is longer by `exponent`, or of relaxation that is so much faster."""
-    channel = SuperOp(fractional_matrix_power(SuperOp(QuantumError.from_dict(error)).data, exponent))
-    made = QuantumError(Kraus(channel)).to_dict()
+    channel = SuperOp(fractional_matrix_power(SuperOp(to_quantum_error(error)).data, exponent))
+    model = NoiseModel()
+    model.add_all_qubit_quantum_error(QuantumError(Kraus(channel)), error["operations"])
+    (made,) = read_noise(model)
     return {**error, "instructions": made["instructions"], "probabilities": made["probabilities"]}
+
+
+def to_quantum_error(error: dict[str, Any]) -> QuantumError:
+    """An error in Aer's form as a channel."""
+    instructions = [
+        [{**one, "params": _join_parts(one["params"])} if one["name"] == "kraus" else one for one in instruction]
+        for instruction in error["instructions"]
+    ]
+    return QuantumError.from_dict({**error, "instructions": instructions})
+
+
+def _join_parts(matrices: Any) -> list[Any]:
+    """Complex matrices of pairs of real and imaginary parts."""
+    return [np.asarray(matrix, np.float64) @ (1, 1j) for matrix in matrices]
 
 
 def read_noise(noise_model: Any) -> list[dict[str, Any]]:
