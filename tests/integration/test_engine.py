@@ -332,6 +332,54 @@ async def test_the_end_of_a_run_does_not_wait_for_callers(home: Home, monkeypatc
     await wait_state(home.engine, first, JobState.SUCCEEDED)
 
 
+async def test_a_run_that_is_expected_to_be_short_is_one_commit_with_its_submission(
+    held: tuple[Home, HeldStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "SHORT_RUN_NS", 600 * SECOND)
+    home, store = held
+    await quiet(home)
+    before = store.batches
+    task = asyncio.create_task(home.submit(limit=SECOND))
+    await settle(lambda: home.device.running is not None)
+    assert store.batches == before
+    home.device.end()
+    await wait_state(home.engine, await task, JobState.SUCCEEDED)
+    assert store.batches == before + 1
+
+
+async def test_an_answer_does_not_wait_for_a_short_run_that_is_long(home: Home) -> None:
+    job = await home.submit(limit=1_000_000)
+    assert home.device.running is not None
+    assert (await home.engine.get_job(job)).state is JobState.RUNNING
+
+
+async def test_a_watch_that_skips_what_is_superseded_hears_of_a_short_job_once(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "SHORT_RUN_NS", 600 * SECOND)
+    session = await home.session()
+    watches = [home.engine.watch_session(session, include_results=True, skip_superseded=skip) for skip in (True, False)]
+    for watch in watches:
+        await anext(watch)
+    for _ in range(2):  # the session itself becomes active with its first job
+        task = asyncio.create_task(home.submit(session=session, job_class=JobClass.SESSION, limit=SECOND))
+        await settle(lambda: home.device.running is not None)
+        home.device.end()
+        job = await task
+    told: list[list[str]] = []
+    for watch in watches:
+        kinds: list[str] = []
+        while kinds.count("JobEnded") < 2:
+            notice = await anext(watch)
+            kinds.append(type(notice.change).__name__)
+        assert isinstance(notice.change, JobEnded)
+        assert notice.change.job.job == job
+        assert notice.change.result is not None
+        told.append(kinds[kinds.index("JobEnded") + 1 :])
+        await watch.aclose()
+    assert told == [["JobEnded"], ["JobAccepted", "JobStarted", "JobEnded"]]
+
+
 async def test_a_refusal_leaves_nothing(home: Home) -> None:
     with pytest.raises(Refusal) as caught:
         await home.engine.submit(

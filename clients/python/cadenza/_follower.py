@@ -110,7 +110,7 @@ class SessionFollower:
             if self._watch is None:
                 self._following.clear()
                 self._failure = None
-                self._watch = self._client.watch_session(self._session_id, include_results=True)
+                self._watch = self._client.watch_session(self._session_id, include_results=True, skip_superseded=True)
                 name = f"cadenza-{self._session_id}"
                 threading.Thread(target=self._follow, args=(self._watch,), name=name, daemon=True).start()
         self._following.wait()

@@ -129,6 +129,7 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
             after=after,
             include_results=request.include_results,
             exclude_jobs=request.exclude_jobs,
+            skip_superseded=request.skip_superseded,
             caller=current_caller(),
         )
         try:

@@ -84,7 +84,8 @@ class Engine:
         self._ids = ids
         self._plans = dict(devices)
         observer = observer or Observer()
-        self._watches = Watches(observer.watch_ended)
+        quotas = quotas or Quotas()
+        self._watches = Watches(observer.watch_ended, quotas.watch_backlog_max)
         self._writer = Writer(
             store=store,
             devices=devices,
@@ -92,7 +93,7 @@ class Engine:
             shares=dict(shares or {}),
             half_life=half_life,
             watches=self._watches,
-            quotas=quotas or Quotas(),
+            quotas=quotas,
             observer=observer,
         )
         self._cleaner = Cleaner(retention, self._writer, store, clock) if retention is not None else None
@@ -402,11 +403,13 @@ class Engine:
         after: int | None = None,
         include_results: bool = False,
         exclude_jobs: bool = False,
+        skip_superseded: bool = False,
         caller: Caller | None = None,
     ) -> AsyncGenerator[Notice, None]:
         """The same for a session and its jobs; ends when it is CLOSED, none of its jobs is queued or running and no
         cache deadline is ahead."""
         watcher = self._watches.watch_session(session)
+        watcher.skips_superseded = skip_superseded
         try:
 
             def begin(connection: Connection) -> tuple[SessionView, int, list[Notice]]:

@@ -27,11 +27,12 @@ ANY_SESSION: Final = ""
 
 
 class _Backlog:
-    """What waits for all watchers together."""
+    """What waits for all watchers together. `behind_max`: how many changes may wait for one."""
 
-    __slots__ = ("changes", "ended", "result_bytes")
+    __slots__ = ("behind_max", "changes", "ended", "result_bytes")
 
-    def __init__(self, ended: Callable[[], None]) -> None:
+    def __init__(self, ended: Callable[[], None], behind_max: int) -> None:
+        self.behind_max = behind_max
         self.changes = 0
         self.result_bytes = 0
         self.ended = ended
@@ -41,12 +42,14 @@ class _Backlog:
 class Watcher:
     """One watch. `job` None: of a session with its jobs; else of one job, and of what befalls its session."""
 
-    __slots__ = ("_all", "_bytes", "_ended", "_queue", "_wake", "job", "session")
+    __slots__ = ("_all", "_bytes", "_ended", "_queue", "_wake", "job", "session", "skips_superseded")
 
     def __init__(self, job: str | None, session: str | None, backlog: _Backlog) -> None:
         self._all: Final = backlog
         self.job: Final = job
         self.session = session
+        self.skips_superseded = False
+        """Of the changes of a job that wait together, those before its end are left out."""
         self._queue: deque[Published] = deque()
         self._bytes = 0
         self._ended: Refusal | None = None
@@ -57,7 +60,7 @@ class Watcher:
         if self._ended is not None:
             return
         behind = len(self._queue)
-        if behind >= QUEUE_SIZE_MAX or (behind >= BACKLOG_FAIR and self._all.changes >= BACKLOG_MAX):
+        if behind >= self._all.behind_max or (behind >= BACKLOG_FAIR and self._all.changes >= BACKLOG_MAX):
             self.forget()
             self._all.ended()
             self.end(
@@ -75,6 +78,10 @@ class Watcher:
             else:
                 self._bytes += size
                 self._all.result_bytes += size
+        if self.skips_superseded and item.kind == "job_ended":
+            while self._queue and self._queue[-1].job == item.job:
+                self._queue.pop()
+                self._all.changes -= 1
         self._queue.append(item)
         self._all.changes += 1
         self._rouse()
@@ -114,8 +121,8 @@ class Watcher:
 class Watches:
     """All watchers, by what they watch."""
 
-    def __init__(self, ended: Callable[[], None] = lambda: None) -> None:
-        self._backlog = _Backlog(ended)
+    def __init__(self, ended: Callable[[], None] = lambda: None, behind_max: int = QUEUE_SIZE_MAX) -> None:
+        self._backlog = _Backlog(ended, behind_max)
         self._count = 0
         self._jobs: dict[str, list[Watcher]] = {}
         self._sessions: dict[str, list[Watcher]] = {}
