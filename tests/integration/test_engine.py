@@ -927,6 +927,32 @@ async def test_a_repeated_command_gets_its_first_events(home: Home) -> None:
     assert home.engine.usage_view("lab").shares == 3.0
 
 
+async def test_a_repeated_submit_has_the_priority_that_was_accepted_also_after_it_was_changed(home: Home) -> None:
+    job = SubmitJob(job="a", caller=ALICE, device="aer", priority=2)
+    await home.submit()
+    first = await home.engine.submit([job], [content_of()], key("r"))
+    for priority in (7, -7):
+        await home.engine.execute(SetPriority(job="a", caller=ALICE, priority=priority))
+    assert await home.engine.submit([job], [content_of()], key("r")) == first
+    (accepted, *_) = (await home.engine.list_job_events("a")).items
+    assert isinstance(accepted.change, JobAccepted)
+    assert accepted.change.job.priority == 2
+    assert (await home.engine.get_job("a")).priority == -7
+
+
+async def test_a_call_that_had_nothing_to_do_is_remembered_too(home: Home) -> None:
+    await home.session()
+    await home.engine.execute(CloseSession(session="s", caller=ALICE))
+    again = CloseSession(session="s", caller=ALICE)
+    assert await home.engine.execute(again, request=key("r")) == ()
+    await home.crash()
+    await home.open()
+    assert await home.engine.execute(again, request=key("r")) == ()
+    with pytest.raises(Refusal) as caught:
+        await home.engine.execute(again, request=key("r", b"other"))
+    assert caught.value.reason == "REQUEST_ID_REUSED"
+
+
 async def test_a_refused_call_is_not_remembered(home: Home) -> None:
     job = SubmitJob(job="", caller=ALICE, session="later", job_class=JobClass.SESSION)
     with pytest.raises(Refusal):

@@ -697,7 +697,7 @@ def _jobs_before(connection: Connection, row: RequestRow) -> tuple[JobView, ...]
     if row.first_seq is None:
         return ()
     found = reads.read_jobs_from(connection, row.first_seq, row.job_count)
-    return tuple(accepted_view(job.view, job.accepted_priority) for job in found)
+    return tuple(accepted_view(job.view, job.accepted_priority, job.accepted_class) for job in found)
 
 
 def _numbers_before(connection: Connection, row: RequestRow) -> tuple[tuple[str, int], ...]:

@@ -35,7 +35,11 @@ def job_history(connection: Connection, row: JobRow, after: int, limit: int) -> 
     notices = []
     if row.accept_event > after:
         notices.append(
-            Notice(row.accept_event, view.create_time, JobAccepted(job=accepted_view(view, row.accepted_priority)))
+            Notice(
+                row.accept_event,
+                view.create_time,
+                JobAccepted(job=accepted_view(view, row.accepted_priority, row.accepted_class)),
+            )
         )
     recorded = reads.events_of_job(connection, view.job, after, limit)
     notices += [Notice(event.event_number, event.time, _job_change(event, row, runs)) for event in recorded]
@@ -71,7 +75,7 @@ def session_history(
             notices.append(Notice(event.event_number, event.time, _job_change(event, row, runs[event.job])))
     if with_jobs:
         for row in reads.acceptances_of_session(connection, view.session, after, limit):
-            accepted = JobAccepted(job=accepted_view(row.view, row.accepted_priority))
+            accepted = JobAccepted(job=accepted_view(row.view, row.accepted_priority, row.accepted_class))
             notices.append(Notice(row.accept_event, row.view.create_time, accepted))
         notices.sort(key=lambda notice: notice.event_number)
     return notices[:limit]

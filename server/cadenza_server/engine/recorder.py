@@ -748,12 +748,11 @@ def session_at(view: SessionView, body: Mapping[str, Any]) -> SessionView:
     return replace(view, **values, job_counts=JobCounts(**body["job_counts"]), idle_deadline=None, unused_deadline=None)
 
 
-def accepted_view(view: JobView, priority: int) -> JobView:
-    """A job as it was accepted, with that priority, from what it is now."""
-    released = view.session is not None and view.job_class is JobClass.FAIR_SHARE
+def accepted_view(view: JobView, priority: int, job_class: JobClass) -> JobView:
+    """A job as it was accepted, with that priority and class, from what it is now."""
     return replace(
         view,
-        job_class=JobClass.SESSION if released and view.cache_deadline is not None else view.job_class,
+        job_class=job_class,
         state=JobState.QUEUED,
         reason=None,
         detail="",
@@ -763,7 +762,8 @@ def accepted_view(view: JobView, priority: int) -> JobView:
         attempts=0,
         charged_ns=0,
         epoch=None,
-        cache_deadline=None,
+        # A session's deadline: a job that was sent to it after its expiry had it from the start.
+        cache_deadline=view.cache_deadline if job_class is JobClass.FAIR_SHARE else None,
         result_bytes=None,
         queue_position=None,
     )

@@ -175,6 +175,8 @@ class Writer:
         self._gathered = 0
         """With so many calls to answer it waits no longer."""
         self._reports: dict[tuple[str, int], Report] = {}
+        self._beginnings = 0
+        """How often it has begun from the store: what was asked for before is not to be done after."""
         self._predicted: dict[tuple[str, int], tuple[bytes | None, int | None, int]] = {}
         """Of what runs, by job and attempt: workload, hint and estimate."""
         self._unit = _Unit()
@@ -190,6 +192,7 @@ class Writer:
         self._forget_memory()
 
     def _forget_memory(self) -> None:
+        self._beginnings += 1
         self.payloads = Payloads()
         self.circuits = Circuits()
         self.predictor = Predictor(self._settings)
@@ -430,6 +433,8 @@ class Writer:
                 job = self.scheduler.job_view(item.command.job)
                 if job is not None:
                     owners[job.job] = job.user
+            elif isinstance(item.command, SetDeviceReady):
+                self.recorder.touched_devices[item.command.device] = None  # a session may hold it from now on
         began = self._observer.stamp()
         outcome = self.scheduler.apply([item.command for item in inputs], now)
         self._observer.decided(began, outcome.events)
@@ -588,7 +593,7 @@ class Writer:
         return found
 
     async def _fetch_and_run(self, event: RunStarted) -> None:
-        found = None
+        found, beginning = None, self._beginnings
         for wait in (*READ_AGAIN_NS, None):
             try:
                 found = await self._fetch(event)
@@ -604,8 +609,9 @@ class Writer:
                 await again.wait()
             finally:
                 timer.cancel()
-        if self.running.get(event.device) != (event.job, event.attempt):
-            return  # it was stopped in the meantime
+        if self.running.get(event.device) != (event.job, event.attempt) or beginning != self._beginnings:
+            # It was stopped in the meantime. (After a failed commit an attempt may come again with its number.)
+            return
         if found is None:
             self._reported(
                 RunReport(
@@ -751,6 +757,7 @@ class Writer:
             return
         _log.error("no more commands are taken: %s; the store is tried again from time to time", error)
         was_stopping = self.stage is Stage.STOPPING
+        self.stage = Stage.FAILED
         self._cancel_timers()
         for future, _ in self._unit.answers:
             if not future.done():
@@ -768,7 +775,8 @@ class Writer:
         self.running.clear()
         if self._idle is not None:
             self._idle.set()
-        self.stage = Stage.FAILED
+        # What was to be committed may be on disk all the same, and nobody would be told of it: they resume from there.
+        self._watches.end_all(watch_again())
         if not was_stopping:
             self._rebuild_timer = self._clock.call_at(self._clock.now() + self._rebuild_after, self._rebuild)
             self._rebuild_after = min(2 * self._rebuild_after, REBUILD_AFTER_NS_MAX)
@@ -800,6 +808,13 @@ def store_unavailable() -> Refusal:
         Code.UNAVAILABLE,
         "STORE_UNAVAILABLE",
         "the store cannot commit now; whether this call took effect is not known: try again with the same request_id",
+    )
+
+
+def watch_again() -> Refusal:
+    """The end of a watch when the store has failed."""
+    return Refusal(
+        Code.UNAVAILABLE, "STORE_UNAVAILABLE", "the store failed: watch again from the last change that you were told"
     )
 
 

@@ -30,7 +30,8 @@ END_JOB: Final = (
     "result_bytes = ? WHERE job = ?"
 )
 REQUEUE_JOB: Final = (
-    "UPDATE jobs SET state = 'QUEUED', job_class = ?, attempts_lost = ?, charged_ns = charged_ns + ?, "
+    "UPDATE jobs SET state = 'QUEUED', accepted_class = coalesce(accepted_class, job_class), job_class = ?, "
+    "attempts_lost = ?, charged_ns = charged_ns + ?, "
     "cache_deadline = coalesce(cache_deadline, ?) WHERE job = ?"
 )
 SET_PRIORITY: Final = (
@@ -40,8 +41,8 @@ END_SESSION_JOBS: Final = (
     "UPDATE jobs SET state = ?, reason = ?, end_time = ?, end_event = ? WHERE session = ? AND state = 'QUEUED'"
 )
 RELEASE_SESSION_JOBS: Final = (
-    "UPDATE jobs SET job_class = 'FAIR_SHARE', cache_deadline = ?, release_event = ? "
-    "WHERE session = ? AND state = 'QUEUED'"
+    "UPDATE jobs SET accepted_class = coalesce(accepted_class, job_class), job_class = 'FAIR_SHARE', "
+    "cache_deadline = ?, release_event = ? WHERE session = ? AND state = 'QUEUED'"
 )
 INSERT_SESSION: Final = (
     "INSERT INTO sessions (number, session, user, device, mode, state, active, accepting_jobs, reservation, "

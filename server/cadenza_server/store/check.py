@@ -188,7 +188,7 @@ PROMISES: Final = (
     ),
     Promise(
         "results",
-        "a job has a result if and only if it succeeded (calibrations need none)",
+        "a job has a result if and only if it succeeded (calibrations need none), until it is deleted",
         """
         SELECT job, 'is ' || state || ' and has ' || coalesce('a result of ' || result_bytes || ' bytes', 'no result')
         FROM jobs WHERE (result_bytes IS NOT NULL AND state != 'SUCCEEDED')
@@ -199,7 +199,7 @@ PROMISES: Final = (
         FROM results JOIN jobs ON jobs.job = results.job WHERE jobs.result_bytes IS NOT length(results.result)
         UNION ALL
         SELECT jobs.job, 'succeeded, and its result is not there' FROM jobs
-        WHERE result_bytes IS NOT NULL AND {result_is_kept} AND NOT EXISTS (
+        WHERE result_bytes IS NOT NULL AND result_delete_time IS NULL AND NOT EXISTS (
             SELECT 1 FROM results WHERE results.job = jobs.job)
         """,
     ),

@@ -139,15 +139,22 @@ class JobRow:
 
     view: JobView
     accepted_priority: int
+    accepted_class: JobClass
     accept_event: int
     release_event: int | None
     end_event: int | None
 
 
 def _job_row(row: Row[Any]) -> JobRow:
-    changed = row.accepted_priority
-    priority = row.priority if changed is None else changed
-    return JobRow(job_view(row), priority, row.accept_event, row.release_event, row.end_event)
+    view, priority, job_class = job_view(row), row.accepted_priority, row.accepted_class
+    return JobRow(
+        view,
+        view.priority if priority is None else priority,
+        view.job_class if job_class is None else JobClass(job_class),
+        row.accept_event,
+        row.release_event,
+        row.end_event,
+    )
 
 
 _JOB_BY_NAME: Final = select(*_JOB_COLUMNS).where(jobs.c.job == bindparam("name"))

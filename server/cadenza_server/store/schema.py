@@ -10,7 +10,7 @@ from typing import Final
 
 from sqlalchemy import Column, Float, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
-HEAD: Final = "0004"
+HEAD: Final = "0005"
 """The newest migration, the version that this code reads and writes."""
 INLINE_PROGRAM_BYTES_MAX: Final = 4096
 
@@ -54,6 +54,7 @@ jobs: Final = Table(
     Column("workload", LargeBinary),  # what the predictor knows the job by; NULL: nothing
     Column("accepted_priority", Integer),  # NULL: `priority`, which was never changed
     Column("result_delete_time", Integer),  # NULL: its result, if it had one, is kept
+    Column("accepted_class", Text),  # NULL: `job_class`
     Index("jobs_by_name", "job", unique=True),
     Index("jobs_by_user", "user"),
     Index("jobs_by_session", "session", "state", sqlite_where=text("session IS NOT NULL")),

@@ -1,0 +1,44 @@
+"""The engine on a simulated disk with simulated workers, dying at any step: what is told stays true.
+
+`tests.crash.world` says what is checked. More of them by hand: `python -m tests.crash.simulation --minutes 60`.
+"""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from tests.crash.world import World, run_seed_to_its_end
+from tests.simulation.seeds import seed_of
+
+SEEDS = 8
+LIVES = 3
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)  # it says a thousand times that the disk failed
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("piece", range(SEEDS))
+def test_whatever_dies_what_was_told_stays_true(piece: int) -> None:
+    seed = seed_of(piece)
+    print(f"again: python -m tests.crash.simulation --seed {seed} --lives {LIVES}")
+    assert run_seed_to_its_end(seed, LIVES).lives == LIVES + 1
+
+
+def test_a_seed_is_the_same_each_time() -> None:
+    assert run_seed_to_its_end(seed_of(0), 2) == run_seed_to_its_end(seed_of(0), 2)
+
+
+@pytest.mark.parametrize("loss", ["DELETE FROM jobs WHERE seq = 1", "UPDATE results SET result = x'00'"])
+def test_a_disk_that_loses_what_was_acknowledged_is_noticed(loss: str) -> None:
+    world = World(seed_of(0), LIVES)
+    world._live(None)
+    world._check_disk()
+    world._disk.raw.execute(loss)
+    with pytest.raises(AssertionError):
+        world._check_disk()
+    world._disk.close()
