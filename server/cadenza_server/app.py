@@ -11,8 +11,10 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, cast
 
 import grpc
@@ -49,6 +51,7 @@ from cadenza_server.api.watching import WatchCounter
 from cadenza_server.clock import Clock, SystemClock
 from cadenza_server.config import Address, Config, DeviceConfig, check_exposure
 from cadenza_server.engine import DevicePlan, Engine, Ids, Quotas, Retention, TimeOrderedIds
+from cadenza_server.execution.accelerators import AcceleratorError, AerOffer, ask_aer, settle_accelerators
 from cadenza_server.execution.device import Device
 from cadenza_server.execution.runs import RunReport
 from cadenza_server.execution.spec import KINDS, METHODS
@@ -61,6 +64,9 @@ from cadenza_server.tokens import TokenBook
 
 CALLS_PER_CONNECTION_MAX: Final = 1_000
 """Calls of one connection at a time, beside its watches."""
+
+_GATHERING_SECONDS: Final = 0.1
+"""For calls that are on their way to be taken up, before the server closes; and for it to close."""
 
 _CLOSING_SECONDS: Final = 1.0
 """For calls that are being answered when everything else has stopped."""
@@ -93,9 +99,20 @@ class ServeError(Exception):
 
 
 class Server:
-    """A whole server in this process. `address` is known once it has started, also with port 0."""
+    """A whole server in this process. `address` is known once it has started, also with port 0. `ask`: what Aer offers.
 
-    def __init__(self, config: Config, *, clock: Clock | None = None, ids: Ids | None = None) -> None:
+    Raises `ServeError` if a device must have a GPU and cannot.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        clock: Clock | None = None,
+        ids: Ids | None = None,
+        ask: Callable[[], AerOffer] = ask_aer,
+    ) -> None:
+        config = _settle(config, ask)
         self._config = config
         self._clock = clock or SystemClock()
         self._grpc: grpc.aio.Server | None = None
@@ -116,6 +133,7 @@ class Server:
                 queued_jobs_max=config.limits.queued_jobs_max,
                 queued_jobs_per_user_max=config.limits.queued_jobs_per_user_max,
                 sessions_per_user_max=config.limits.sessions_per_user_max,
+                watch_backlog_max=config.limits.watch_backlog_max,
             ),
             observer=self._metrics,
             retention=Retention(
@@ -164,7 +182,12 @@ class Server:
         # While the engine stops, the server still answers: callers hear STOPPING, watchers the end of their streams.
         await self.engine.stop(self._config.stop_grace / SECOND if grace_seconds is None else grace_seconds)
         self._jobs.end_streams()
-        await server.stop(_CLOSING_SECONDS)
+        self._gate.hold()
+        await asyncio.sleep(_GATHERING_SECONDS)
+        closing = asyncio.create_task(server.stop(_CLOSING_SECONDS))
+        await asyncio.sleep(_GATHERING_SECONDS)
+        self._gate.release()
+        await closing
         await self._stop_metrics()
         kept = self.engine.count_unfinished()
         if kept:
@@ -200,8 +223,9 @@ class Server:
         refused = self._metrics.refused if self._metrics is not None else None
         errors = ErrorMapper(lambda: secrets.token_hex(6), refused)
         callers = Callers(TokenBook(config.tokens), config.operators)
+        self._gate = Gate(callers, errors, config.limits.message_bytes_max)
         server = grpc.aio.server(
-            interceptors=(Gate(callers, errors, config.limits.message_bytes_max),),
+            interceptors=(self._gate,),
             options=(
                 ("grpc.max_receive_message_length", config.limits.message_bytes_max * _OVERSIZE_FACTOR),
                 ("grpc.max_send_message_length", -1),
@@ -268,6 +292,16 @@ class Server:
                 ) from error
             raise ServeError(f"cannot listen on {listen}: {why or error}") from error
         return Address(listen.host, port)
+
+
+def _settle(config: Config, ask: Callable[[], AerOffer]) -> Config:
+    """The configuration with what each device computes with."""
+    try:
+        specs = settle_accelerators({name: device.spec for name, device in config.devices.items()}, ask)
+    except AcceleratorError as error:
+        raise ServeError(str(error)) from error
+    devices = {name: replace(device, spec=specs[name]) for name, device in config.devices.items()}
+    return replace(config, devices=MappingProxyType(devices))
 
 
 def _plan(name: str, device: DeviceConfig) -> DevicePlan:

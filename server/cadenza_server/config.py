@@ -101,6 +101,7 @@ class Limits:
     sessions_per_user_max: int = 1_000
     watches_per_connection_max: int = 1_000
     watches_per_user_max: int = 10_000
+    watch_backlog_max: int = 10_000
     connections_max: int = 10_000
     result_age_max: int | None = None
     result_age_min: int = 7 * DAY
@@ -370,6 +371,7 @@ _LIMITS: Final = (
     Key("sessions_per_user_max", _count, "sessions of one user that are not CLOSED"),
     Key("watches_per_connection_max", _count, "watches of one connection"),
     Key("watches_per_user_max", _count, "watches of one user, over all connections"),
+    Key("watch_backlog_max", _count, "changes that a watch may be behind; then it is ended, and can be resumed"),
     Key("connections_max", _count, "connections of all clients; further ones are closed at once"),
     Key("result_age_max", _never_or_positive, 'results older than this are deleted; or "never"', _show_length),
     Key("result_age_min", parse_duration, "younger results are never deleted", _show_length),

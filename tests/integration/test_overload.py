@@ -1,6 +1,12 @@
 """Over a limit: refused with what it takes to do better, and nothing else is harmed. Real servers, real sockets."""
 
+import contextlib
+import random
+import socket
+import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +20,7 @@ from cadenza.v1 import (
     server_service_pb2,
     session_pb2,
     session_service_pb2,
+    session_service_pb2_grpc,
 )
 from google.rpc.error_details_pb2 import ErrorInfo, QuotaFailure, RetryInfo
 
@@ -238,3 +245,128 @@ def test_the_server_says_its_limits(tight: Any, connect: Any) -> None:
     assert limits.result_bytes_max > 0
     assert limits.result_age_min.seconds > 0
     assert not limits.HasField("result_age_max")
+
+
+# --- stopping under load, and clients that mean no good ---------------------------------------------------------------
+
+
+def test_a_stop_in_a_burst_of_calls_tells_every_one_of_them_why(tmp_path: Path, connect: Any, kit: Any) -> None:
+    request = job_service_pb2.SubmitJobRequest(job=kit.sampler_job(device="sim"))
+    told: Counter[str] = Counter()
+    # The limit of one user is out of the way: what is looked at is how calls end.
+    with kit.running(tmp_path, CONFIG.replace("queued_jobs_max = 12", "").replace("= 5", "= 100000")) as started:
+
+        def call_until_it_is_gone(number: int) -> None:
+            client = connect(f"burst/u{number}", address=started.address)
+            while True:
+                try:
+                    client.jobs("SubmitJob", request)
+                    told["accepted"] += 1
+                except grpc.RpcError as caught:
+                    error: Any = caught
+                    rich = "grpc-status-details-bin" in dict(tuple(error.trailing_metadata() or ()))
+                    told[f"{error.code().name}, {'with' if rich else 'without'} a reason"] += 1
+                    if not rich:
+                        return
+
+        with ThreadPoolExecutor(16) as pool:
+            ended = [pool.submit(call_until_it_is_gone, number) for number in range(16)]
+            kit.wait_for(lambda: told["accepted"] > 200, "calls that are answered")
+            assert started.stop() == 0
+            for each in ended:
+                each.result(30)
+    # Without a reason are only those that found nobody any more: whom they never reached cannot tell them.
+    assert told.keys() == {"accepted", "UNAVAILABLE, with a reason", "UNAVAILABLE, without a reason"}, told
+    assert told["UNAVAILABLE, without a reason"] == 16
+
+
+def test_garbage_on_a_connection_harms_only_itself(tight: Any, connect: Any) -> None:
+    host, port = tight.address.rsplit(":", 1)
+    good = connect("lab/ann", address=tight.address)
+    rng = random.Random(20)
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    for index in range(60):
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            noise = rng.randbytes(rng.randrange(1, 3_000))
+            # Bare noise, noise behind a good beginning, and frames of any type that say they are longer than they are.
+            head = (b"", preface, preface + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]) + bytes([0, 255, 255, index % 12]))[
+                index % 3
+            ]
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(head + noise)
+        assert good.server("GetServerInfo", server_service_pb2.GetServerInfoRequest()).caller.user == "lab/ann"
+
+
+def test_a_thousand_connections_that_say_nothing_harm_nobody(tight: Any, connect: Any) -> None:
+    host, port = tight.address.rsplit(":", 1)
+    good = connect("lab/ann", address=tight.address)
+    before = memory(tight)
+    with contextlib.ExitStack() as stack:
+        for _ in range(1_000):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+        began = time.monotonic()
+        assert good.server("GetServerInfo", server_service_pb2.GetServerInfoRequest()).caller.user == "lab/ann"
+        assert time.monotonic() - began < 5
+        assert memory(tight) - before < 300 * 2**20
+    assert good.server("GetServerInfo", server_service_pb2.GetServerInfoRequest()).caller.user == "lab/ann"
+
+
+def memory(server: Any) -> int:
+    """Bytes of its process."""
+    (line,) = [
+        line
+        for line in Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
+        if line.startswith("VmRSS:")
+    ]
+    return int(line.split()[1]) * 1024
+
+
+def test_a_watch_that_is_never_read_is_ended_and_slows_nobody(tmp_path: Path, connect: Any, kit: Any) -> None:
+    """The watch of a session in which more happens than a watcher may be behind, and which resumes afterwards."""
+    config = CONFIG.replace("queued_jobs_max = 12", "").replace(
+        "queued_jobs_per_user_max = 5", "watch_backlog_max = 300"
+    )
+    spec = kit.sampler_job(device="", circuit="OPENQASM 3.0; qubit[1] q; bit[1] c; c = measure q;")
+    with kit.running(tmp_path, config, "--metrics", ":0", "--log-format", "json") as started:
+        keep_busy(connect, started.address)
+        ann = connect("lab/ann", address=started.address)
+        created = ann.sessions("CreateSession", session_service_pb2.CreateSessionRequest(device="sim"))
+        name = spec.session_id = created.session.session_id
+        slow, quick = connect("lab/ann", address=started.address), connect("lab/ann", address=started.address)
+        request = session_service_pb2.WatchSessionRequest(session_id=name)
+        # A client that lets no more than some kilobytes be sent ahead, so that little has to happen here.
+        options = (("grpc.http2.lookahead_bytes", 4096), ("grpc.http2.bdp_probe", 0))
+        channel = grpc.insecure_channel(started.address, options=(*options, ("grpc.use_local_subchannel_pool", 1)))
+        watch = session_service_pb2_grpc.SessionServiceStub(channel).WatchSession
+        unread = watch(request, metadata=slow.metadata, timeout=60)
+        next(unread)
+        seen: list[int] = []
+
+        def read() -> None:
+            for answer in quick.sessions("WatchSession", request):
+                seen.append(answer.event.event_number)
+                if len(seen) > 2_000:
+                    return
+
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(read)
+            kit.wait_for(lambda: bool(seen), "the quick watch")
+            for count in range(200, 2_001, 200):
+                ann.jobs("SubmitJobs", job_service_pb2.SubmitJobsRequest(jobs=[spec] * 200))
+                kit.wait_for(lambda count=count: len(seen) > count, "the quick watch to have read all")
+            reading.result(60)
+        assert seen == sorted(set(seen))
+        last = 0
+        with kit.refusal() as refused:
+            for answer in unread:
+                last = answer.event.event_number
+        assert (refused().code, refused().reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCH_TOO_SLOW")
+        assert refused().metadata["resume_after"] == str(last)
+        assert last < seen[-1]
+        assert find(refused(), RetryInfo) is not None
+        resumed = session_service_pb2.WatchSessionRequest(session_id=name, resume_after=last)
+        again = slow.sessions("WatchSession", resumed)
+        following = [next(again).event.event_number for _ in range(2_001 - seen.index(last) - 1)]
+        assert following == seen[seen.index(last) + 1 :]
+        again.cancel()
+        channel.close()

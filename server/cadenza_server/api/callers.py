@@ -5,6 +5,7 @@ which is trusted. Health checks and reflection need neither: they show nothing t
 and tools have no tokens.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Final
@@ -13,6 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from cadenza_server.api.errors import ErrorMapper
+from cadenza_server.engine import stopping
 from cadenza_server.model.commands import Caller
 from cadenza_server.model.errors import Code, Refusal
 from cadenza_server.model.paths import check_path
@@ -110,6 +112,24 @@ class Gate(grpc.aio.ServerInterceptor):
         self._errors = errors
         self._message_bytes_max = message_bytes_max
         self._guarded: dict[str, Any] = {}
+        self._opening: asyncio.Event | None = None
+        """Set while calls are held."""
+
+    def hold(self) -> None:
+        """From now on calls that come in wait, and are then told that the server is stopping. A server that closes
+        drops what it has not taken up yet without a word: so that there is nothing of the kind, whoever calls is to
+        have a call that was taken up, and so no other, when it closes."""
+        self._opening = asyncio.Event()
+
+    def release(self) -> None:
+        """Answer those that wait."""
+        if self._opening is not None:
+            self._opening.set()
+
+    async def _wait(self) -> None:
+        if self._opening is not None:
+            await self._opening.wait()
+            raise stopping()
 
     async def intercept_service(
         self,
@@ -145,6 +165,7 @@ class Gate(grpc.aio.ServerInterceptor):
     ) -> Callable[[bytes, Context], Awaitable[Message]]:
         async def call(data: bytes, context: Context) -> Message:
             try:
+                await self._wait()
                 return await answer(self._let_in(data, context, parse), context)
             except grpc.aio.AbortError:
                 raise
@@ -158,6 +179,7 @@ class Gate(grpc.aio.ServerInterceptor):
     ) -> Callable[[bytes, Context], AsyncIterator[Message]]:
         async def call(data: bytes, context: Context) -> AsyncIterator[Message]:
             try:
+                await self._wait()
                 async for message in answer(self._let_in(data, context, parse), context):
                     yield message
             except grpc.aio.AbortError:
@@ -179,6 +201,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
         async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
             try:
+                await self._wait()
                 async for message in answer(read(requests, context), context):
                     yield message
             except grpc.aio.AbortError:

@@ -23,7 +23,7 @@ from cadenza_server.engine.quotas import Quotas
 from cadenza_server.engine.recorder import INLINE_RESULT_BYTES_MAX
 from cadenza_server.engine.retention import Retention
 from cadenza_server.engine.views import DeviceView, EstimateError, Figures, JobContent, RequestKey, UsageView
-from cadenza_server.engine.writer import Device, DevicePlan
+from cadenza_server.engine.writer import Device, DevicePlan, stopping
 from cadenza_server.store.views import (
     JobCounts,
     JobFilter,
@@ -81,4 +81,5 @@ __all__ = [
     "TimeOrderedIds",
     "UsageView",
     "make_workload",
+    "stopping",
 ]

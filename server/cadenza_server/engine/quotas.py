@@ -19,6 +19,8 @@ class Quotas:
     queued_jobs_max: int | None = None
     queued_jobs_per_user_max: int | None = None
     sessions_per_user_max: int | None = None
+    watch_backlog_max: int = 10_000
+    """Changes that may wait for one watch."""
 
 
 class Owned(Protocol):
