@@ -35,6 +35,11 @@ def register(app: typer.Typer) -> None:
         epilog="Examples:\ncadenza devices\ncadenza devices aer_noisy\ncadenza devices --json | jq -r .name",
     )(devices)
     app.command(
+        "check-gpu",
+        rich_help_panel="For operators",
+        epilog="Example:\ncadenza check-gpu",
+    )(check_gpu)
+    app.command(
         rich_help_panel="Devices",
         epilog="Examples:\ncadenza queue\ncadenza queue aer --watch",
     )(queue)
@@ -75,6 +80,33 @@ def devices(
     if device.properties.qubits or device.properties.gates:
         console.print(f"\nProperties in epoch {device.properties.epoch}, median (least to most)", style="bold")
         console.print(output.make_facts(_property_facts(device.properties)))
+
+
+def check_gpu() -> None:
+    """Say whether devices on this machine can compute on a GPU, and run a circuit on it.
+
+    No server is needed. Without a GPU it says why, and ends with 1.
+    """
+    from cadenza_server.execution.accelerators import ask_aer, try_gpu
+
+    offer = ask_aer()
+    packages = ", ".join(f"{name} {version}" for name, version in offer.packages.items()) or "none"
+    output.make_console().print(
+        output.make_facts(
+            (
+                ("installed", packages),
+                ("Aer computes on", ", ".join(offer.devices) or ABSENT),
+                ("GPUs that the driver shows", offer.gpu_count),
+            )
+        )
+    )
+    problem = offer.explain() or try_gpu()
+    for text in (problem, offer.warn()):
+        if text:
+            typer.echo(text, err=True)
+    if problem:
+        raise typer.Exit(1)
+    typer.echo("A circuit ran on the GPU: set accelerator = \"gpu\" or \"auto\" for a device.")
 
 
 @calls_server
