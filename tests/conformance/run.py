@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.conformance.servers import read_checks, served, write_plan
+from tests.conformance.servers import read_checks, read_mistakes, served, write_plan
 
 CLIENTS_FOLDER = Path(__file__).resolve().parents[2] / "clients"
 ROOT = CLIENTS_FOLDER.parent
@@ -98,11 +98,13 @@ class Outcome:
     build_s: float = 0.0
     run_s: float = 0.0
     problems: dict[str, str] = field(default_factory=dict)
+    unseen: list[str] = field(default_factory=list)
 
     @property
     def failed(self) -> list[str]:
-        """The checks that failed, with what was wrong."""
-        return [f"{check}: {problem}" for check, problem in self.problems.items() if problem]
+        """The checks that failed, with what was wrong, and the mistakes that were not seen."""
+        failed = [f"{check}: {problem}" for check, problem in self.problems.items() if problem]
+        return failed + [f"did not see the mistake {name!r}" for name in self.unseen]
 
 
 class FetchError(Exception):
@@ -133,7 +135,7 @@ def build(client: Client) -> None:
 
 
 def play(client: Client, plan: Path) -> dict[str, str]:
-    """Run a client that is built; by check what was wrong, empty if nothing.
+    """Play the checks of `plan` with a client that is built; by check what was wrong, empty if nothing.
 
     A check that the client did not report is a failure, too.
     """
@@ -155,8 +157,21 @@ def play(client: Client, plan: Path) -> dict[str, str]:
         if line.startswith("{"):
             answer = json.loads(line)
             found[answer["check"]] = "" if answer["passed"] else answer["problem"] or "failed"
+    names = [check["name"] for check in json.loads(plan.read_text())["checks"]]
     silent = f"not reported (exit code {process.returncode}) {stderr[-1500:]}"
-    return {check["name"]: found.get(check["name"], silent) for check in read_checks()["checks"]}
+    return {name: found.get(name, silent) for name in names}
+
+
+def judge(client: Client, folder: Path, places: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Play the checks, and then those that are wrong on purpose, with a client that is built.
+
+    By check what was wrong, empty if nothing; and the mistakes that the client did not see.
+    """
+    now = datetime.now(UTC)
+    problems = play(client, write_plan(folder / f"{client.name}.json", client.name, places, now))
+    mistakes = write_plan(folder / f"{client.name}-mistakes.json", f"{client.name}-m", places, now, read_mistakes())
+    seen = play(client, mistakes)
+    return problems, [name for name, problem in seen.items() if not problem or problem.startswith("not reported")]
 
 
 def run(clients: Sequence[Client], say: Callable[[str], None]) -> list[Outcome]:
@@ -179,9 +194,8 @@ def run(clients: Sequence[Client], say: Callable[[str], None]) -> list[Outcome]:
                 outcome.problems = {check["name"]: "not built" for check in read_checks()["checks"]}
                 continue
             outcome.build_s = time.monotonic() - began
-            plan = write_plan(Path(name) / f"{client.name}.json", client.name, places, datetime.now(UTC))
             began = time.monotonic()
-            outcome.problems = play(client, plan)
+            outcome.problems, outcome.unseen = judge(client, Path(name), places)
             outcome.run_s = time.monotonic() - began
             for failure in outcome.failed:
                 say(f"{client.name}: FAILED {failure}")
@@ -194,8 +208,10 @@ def make_table(outcomes: Sequence[Outcome]) -> str:
     for check in read_checks()["checks"]:
         name = check["name"]
         rows.append([name, *(_word(outcome, name) for outcome in outcomes)])
-    total = len(rows) - 1
-    rows.append(["**passed**", *(_sum(outcome, total) for outcome in outcomes)])
+    rows.append(["**passed**", *(_sum(outcome) for outcome in outcomes)])
+    count = len(read_mistakes())
+    unseen = ["not run" if not outcome.run_s else f"{count - len(outcome.unseen)} of {count}" for outcome in outcomes]
+    rows.append(["**mistakes seen**", *unseen])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
@@ -210,10 +226,11 @@ def _word(outcome: Outcome, check: str) -> str:
     return "FAILED" if outcome.problems[check] else "pass"
 
 
-def _sum(outcome: Outcome, total: int) -> str:
+def _sum(outcome: Outcome) -> str:
     if outcome.not_run:
         return f"not run: {outcome.not_run}"
-    return f"{total - len(outcome.failed)} of {total}, {outcome.run_s:.1f} s"
+    passed = sum(not problem for problem in outcome.problems.values())
+    return f"{passed} of {len(outcome.problems)}"
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 CHECKS = Path(__file__).with_name("checks.yaml")
+MISTAKES = Path(__file__).with_name("mistakes.yaml")
 START_SECONDS_MAX = 60.0
 
 _DEVICES = """
@@ -44,6 +45,12 @@ def read_checks() -> dict[str, Any]:
     return plan
 
 
+def read_mistakes() -> list[dict[str, Any]]:
+    """The checks that every client must find wrong."""
+    checks: list[dict[str, Any]] = yaml.safe_load(MISTAKES.read_text())["checks"]
+    return checks
+
+
 @contextmanager
 def served(folder: Path) -> Iterator[dict[str, str]]:
     """Start both servers below `folder`; the variables that say where they are."""
@@ -70,14 +77,19 @@ def served(folder: Path) -> Iterator[dict[str, str]]:
         }
 
 
-def write_plan(file: Path, run: str, places: dict[str, str], now: datetime) -> Path:
-    """Write what a client is given to `file`: the checks, with the variables of this run. `run`: begins its ids."""
+def write_plan(
+    file: Path, run: str, places: dict[str, str], now: datetime, checks: list[dict[str, Any]] | None = None
+) -> Path:
+    """Write what a client is given to `file`: the checks, with the variables of this run. `run`: begins its ids.
+
+    `checks`: those of `checks.yaml`, if none are given.
+    """
     plan = read_checks()
     start = now.astimezone(UTC).replace(microsecond=0) + timedelta(days=1)
     times = {"start": start, "end": start + timedelta(hours=1)}
     stamps = {name: time.strftime("%Y-%m-%dT%H:%M:%SZ") for name, time in times.items()}
     variables = {**plan["variables"], **places, **stamps, "run": run}
-    file.write_text(json.dumps({"variables": variables, "checks": plan["checks"]}))
+    file.write_text(json.dumps({"variables": variables, "checks": plan["checks"] if checks is None else checks}))
     return file
 
 

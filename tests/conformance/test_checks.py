@@ -1,8 +1,10 @@
 """The list of checks is whole, and what plays it can see that something is wrong."""
 
 import re
+from pathlib import Path
 from typing import Any
 
+import cadenza_server
 import pytest
 from cadenza.v1 import errors_pb2
 
@@ -35,6 +37,14 @@ def test_checks_have_names_of_their_own_and_known_keys() -> None:
     for step in steps():
         assert set(step) <= known, step
         assert len({"call", "read", "cancel"} & set(step)) == 1, step
+
+
+def test_the_table_in_the_documentation_has_every_check() -> None:
+    document = Path(cadenza_server.__file__).with_name("docs") / "clients.md"
+    rows = [line.split("|")[1].strip() for line in document.read_text().splitlines() if line.startswith("| ")]
+    first = rows.index("check") + 1
+    names = [check["name"] for check in read_checks()["checks"]]
+    assert rows[first : first + len(names)] == names, "run `python -m tests.conformance.run` and put its table there"
 
 
 def test_variables_are_set_before_they_are_used() -> None:

@@ -2,13 +2,12 @@
 tests.conformance.run`. Each is skipped by name if its toolchain is not here, or its registry cannot be reached."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.run import CLIENTS, FetchError, build, play
-from tests.conformance.servers import served, write_plan
+from tests.conformance.run import CLIENTS, FetchError, build, judge
+from tests.conformance.servers import served
 
 CHEAP = ("python", "python-asyncio", "go", "node")
 
@@ -29,5 +28,6 @@ def test_the_client_passes_every_check(client: object, places: dict[str, str], t
         build(found)
     except FetchError as error:
         pytest.skip(f"the client {found.name} is not run: {error}")
-    plan = write_plan(tmp_path / "plan.json", found.name, places, datetime.now(UTC))
-    assert {check: problem for check, problem in play(found, plan).items() if problem} == {}
+    problems, unseen = judge(found, tmp_path, places)
+    assert {check: problem for check, problem in problems.items() if problem} == {}
+    assert unseen == [], "mistakes that were not seen"

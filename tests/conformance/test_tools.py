@@ -27,7 +27,6 @@ def run(*names: str, arguments: tuple[str, ...], folder: Path) -> "subprocess.Co
     found = next((path for name in names if (path := shutil.which(name) or shutil.which(name, path=beside))), None)
     if found is None:
         pytest.skip(f"{names[0]} is not installed")
-    # In an empty folder, for buf takes contracts that lie about for the server's.
     return subprocess.run(
         [found, *arguments], cwd=folder, capture_output=True, text=True, timeout=SECONDS_MAX, check=False
     )
