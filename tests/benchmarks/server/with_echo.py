@@ -22,6 +22,9 @@ CONFIG = """
 [server]
 listen = "127.0.0.1:0"
 operators = ["bench"]
+[limits]
+queued_jobs_max = 10000000
+queued_jobs_per_user_max = 10000000
 [devices.sim]
 [devices.held]
 num_qubits = 4
