@@ -1,9 +1,7 @@
 """`ShareService`: who may use how much, and who did. Everybody sees the tree; operators change shares."""
 
-import asyncio
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 from cadenza.v1 import share_service_pb2, share_service_pb2_grpc
@@ -80,10 +78,7 @@ class ShareServicer(share_service_pb2_grpc.ShareServiceServicer):
             commands.append(SetShares(path=path, caller=caller, shares=setting.shares))
         _refuse_conflicts(commands, self._engine.usage_views())
         key = make_key(caller, "SetShares", request.request_id, request)
-        keys = [replace(key, request_id=f"{key.request_id}#{index}") if key else None for index in range(len(commands))]
-        await asyncio.gather(
-            *(self._engine.execute(command, request=one) for command, one in zip(commands, keys, strict=True))
-        )
+        await self._engine.execute_all(commands, request=key)
         return share_service_pb2.SetSharesResponse(
             nodes=[to_share_node(self._engine.usage_view(command.path)) for command in commands]
         )

@@ -175,6 +175,22 @@ class Engine:
             return await self._execute(command, None, description)
         return await self._once(request, partial(self._execute, command, request, description), _events_before)
 
+    async def execute_all(self, commands: Sequence[Command], *, request: RequestKey | None = None) -> None:
+        """Enter several commands, which name what they make themselves, as one: in one instant and one commit, so that
+        a crash leaves all of them or none. Raises the first `Refusal` there is; the others take effect all the same."""
+
+        async def execute() -> tuple[Event, ...]:
+            self._writer.check_open()
+            first, *others = commands
+            answers = [self._writer.enter(first, request=request), *(self._writer.enter(each) for each in others)]
+            answered = await asyncio.gather(*answers)
+            return answered[0].events
+
+        if request is None:
+            await execute()
+        else:
+            await self._once(request, execute, _events_before)
+
     async def _submit(
         self, jobs: Sequence[SubmitJob], contents: Sequence[JobContent], request: RequestKey | None
     ) -> tuple[Payload, ...]:
