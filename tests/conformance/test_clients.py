@@ -1,22 +1,13 @@
 """The clients that are cheap enough play the checks against live servers; the others by `python -m
 tests.conformance.run`. Each is skipped by name if its toolchain is not here, or its registry cannot be reached."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conformance.run import CLIENTS, FetchError, build, judge
-from tests.conformance.servers import served
 
 CHEAP = ("python", "python-asyncio", "go", "node")
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    pytest.importorskip("cryptography")
-    with served(tmp_path_factory.mktemp("servers")) as found:
-        yield found
 
 
 @pytest.mark.parametrize("client", [client for client in CLIENTS if client.name in CHEAP], ids=lambda it: it.name)

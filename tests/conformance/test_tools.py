@@ -4,21 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.servers import served
-
 SECONDS_MAX = 60.0
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    pytest.importorskip("cryptography")
-    with served(tmp_path_factory.mktemp("servers")) as found:
-        yield found["target"]
+@pytest.fixture
+def address(places: dict[str, str]) -> str:
+    return places["target"]
 
 
 def run(*names: str, arguments: tuple[str, ...], folder: Path) -> "subprocess.CompletedProcess[str]":
