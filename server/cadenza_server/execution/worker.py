@@ -26,6 +26,10 @@ from cadenza_server.execution.protocol import Frame, FrameError, FrameSocket, Ki
 from cadenza_server.execution.spec import KINDS, DeviceSpec
 from cadenza_server.model.words import RunOutcome
 
+UNWANTED = ("qiskit_experiments",)
+"""Packages that Qiskit's transpiler would load, where they are installed, for a plugin that nothing here asks for: this
+one takes as long as all else of a worker's start."""
+
 _PR_SET_PDEATHSIG = 1
 """linux/prctl.h"""
 
@@ -36,6 +40,8 @@ def main(descriptor: int) -> None:
     _die_with_parent()
     limit_files()
     warnings.simplefilter("ignore")  # advice of libraries for whoever calls them, and that is not the job's author
+    for package in UNWANTED:
+        sys.modules[package] = None  # type: ignore[assignment]
     with socket.socket(fileno=descriptor) as sock:
         frames = FrameSocket(sock)
         # the server's end may close at any time, and nobody is left to be told
