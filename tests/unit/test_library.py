@@ -166,7 +166,7 @@ def test_options_are_taken_from_nested_dictionaries_and_attributes() -> None:
     options = SamplerOptions.make({"default_shots": 100, "simulator": {"seed_simulator": 7}})
     options.environment.job_tags = ["a"]
     options.update(simulator={"method": "statevector"}, transpile_level=2)
-    execution = options.execution()
+    execution = options.make_execution()
     assert (options.default_shots, options.environment.job_tags) == (100, ["a"])
     assert (execution.seed, execution.method, execution.transpile_level) == (7, "statevector", 2)
     assert not execution.HasField("noise")
@@ -181,14 +181,14 @@ def test_options_are_copied_so_that_two_primitives_do_not_share_them() -> None:
 
 
 def test_absent_options_are_absent_on_the_wire() -> None:
-    execution = EstimatorOptions().execution()
+    execution = EstimatorOptions().make_execution()
     assert execution == program_pb2.ExecutionOptions()
     assert EstimatorOptions().precision() is None
 
 
 def test_an_estimator_seed_and_shots_mean_what_they_do_in_runtime() -> None:
     options = EstimatorOptions.make({"seed_estimator": 5, "default_shots": 400, "simulator": {"seed_simulator": 6}})
-    assert options.execution().seed == 5
+    assert options.make_execution().seed == 5
     assert options.precision() == pytest.approx(0.05)
     options.default_precision = 0.0
     assert options.precision() == 0.0

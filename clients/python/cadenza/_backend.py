@@ -113,6 +113,23 @@ class BackendProperties:
         """How long the gate takes, in seconds."""
         return self._gate(gate, qubits, "duration_s")
 
+    def is_qubit_operational(self, qubit: int) -> bool:
+        """Whether the device has the qubit: all that it has work."""
+        return qubit in self.qubits
+
+    def is_gate_operational(self, gate: str, qubits: int | Iterable[int]) -> bool:
+        """Whether the device has the gate on these qubits: all that it has work."""
+        on = (qubits,) if isinstance(qubits, int) else tuple(qubits)
+        return (gate, on) in self.gates or (gate, ()) in self.gates
+
+    def faulty_qubits(self) -> list[int]:
+        """None: all that a device here has work."""
+        return []
+
+    def faulty_gates(self) -> list[Any]:
+        """None: all that a device here has work."""
+        return []
+
     def _qubit(self, qubit: int, field: str) -> float | None:
         return _optional(self.qubits.get(qubit), field)
 
@@ -260,6 +277,9 @@ class CadenzaBackend(BackendV2):  # type: ignore[misc]
             "seconds_p50": read_seconds(error.difference_p50),
             "seconds_p90": read_seconds(error.difference_p90),
         }
+
+    def check_faulty(self, circuit: QuantumCircuit) -> None:
+        """Does nothing: no qubit and no gate of a device here is faulty."""
 
     def refresh(self) -> None:
         """Ask the server for what the device is now: a calibration changes errors and the target."""

@@ -66,6 +66,7 @@ class Job(BasePrimitiveJob[PrimitiveResult, JobStatus]):  # type: ignore[misc]
     """
 
     JOB_FINAL_STATES: ClassVar[tuple[JobStatus, ...]] = ("DONE", "CANCELLED", "ERROR")
+    ERROR: ClassVar[JobStatus] = "ERROR"
 
     def __init__(self, service: "CadenzaService", followed: FollowedJob) -> None:
         super().__init__(followed.job.job_id)

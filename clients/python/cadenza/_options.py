@@ -142,8 +142,9 @@ class EnvironmentOptions(_Options):
 class SimulatorOptions(_Options):
     """How a simulator runs the job.
 
-    `seed_simulator`: same seed, same results on the same device and calibration epoch. `method`: one of the device's
-    `methods`. `noise`: False runs without the device's noise, True demands it, None: as the device is.
+    `seed_simulator`: same seed, same results on the same device, calibration epoch and version of the server (they need
+    not be those of Aer's own primitives). `method`: one of the device's `methods`. `noise`: False runs without the
+    device's noise, True demands it, None: as the device is.
     """
 
     seed_simulator: int | None = None
@@ -181,7 +182,7 @@ class SamplerOptions(_Options):
     }
     _nested: ClassVar = {"environment": EnvironmentOptions, "simulator": SimulatorOptions}
 
-    def execution(self) -> ExecutionOptions:
+    def make_execution(self) -> ExecutionOptions:
         """The contract's form."""
         return _make_execution(self, self.simulator.seed_simulator)
 
@@ -215,7 +216,7 @@ class EstimatorOptions(_Options):
     }
     _nested: ClassVar = SamplerOptions._nested
 
-    def execution(self) -> ExecutionOptions:
+    def make_execution(self) -> ExecutionOptions:
         """The contract's form."""
         seed = self.seed_estimator if self.seed_estimator is not None else self.simulator.seed_simulator
         return _make_execution(self, seed)

@@ -142,7 +142,7 @@ class SamplerV2(_Primitive, BaseSamplerV2):  # type: ignore[misc]
         options = self._options
         return self._submit(
             coerced,
-            lambda writer: encode_sampler(coerced, writer, options.execution(), options.default_shots),
+            lambda writer: encode_sampler(coerced, writer, options.make_execution(), options.default_shots),
             options,
         )
 
@@ -182,7 +182,7 @@ class EstimatorV2(_Primitive, BaseEstimatorV2):  # type: ignore[misc]
         options, memory = self._options, self._memory
         return self._submit(
             coerced,
-            lambda writer: encode_estimator(coerced, writer, options.execution(), options.precision(), memory),
+            lambda writer: encode_estimator(coerced, writer, options.make_execution(), options.precision(), memory),
             options,
         )
 

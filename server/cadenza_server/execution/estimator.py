@@ -189,7 +189,9 @@ def _multiply(factors: Sequence[tuple[tuple[str, float], ...]]) -> list[tuple[st
 
 
 def _save(circuit: Any, pauli: str, layout: Sequence[int]) -> None:
-    """Save the expectation value of `pauli` at the end of the circuit, under its own name."""
-    support = [qubit for qubit, letter in enumerate(reversed(pauli)) if letter != "I"]
-    letters = "".join(reversed([pauli[len(pauli) - 1 - qubit] for qubit in support]))
-    circuit.append(SaveExpectationValue(Pauli(letters), label=pauli), [layout[qubit] for qubit in support])
+    """Save the expectation value of `pauli` at the end of the circuit, under its own name.
+
+    On all qubits, as qiskit_aer's EstimatorV2 does: with only those that it acts on, Aer 0.18 leaves out gates that
+    matter when it cuts the circuit down to what is saved, and the value is wrong.
+    """
+    circuit.append(SaveExpectationValue(Pauli(pauli), label=pauli), list(layout))
