@@ -13,6 +13,7 @@ from cadenza.v1 import (
     job_pb2,
     job_service_pb2,
     program_pb2,
+    reservation_pb2,
     reservation_service_pb2,
     server_service_pb2,
     session_service_pb2,
@@ -173,7 +174,8 @@ def is_reused(client: Any, name: str, request: Any, kit: Any) -> bool:
 
 def count(client: Any) -> tuple[int, ...]:
     """Of what there is, so that a call that took effect twice is seen."""
-    listed = reservations.ListReservationsRequest(page_size=1000, states=range(1, 5))
+    states = reservation_pb2.ReservationState.values()[1:]
+    listed = reservations.ListReservationsRequest(page_size=1000, states=states)
     return (
         len(client.job_ids()),
         len(client.sessions("ListSessions", sessions.ListSessionsRequest(page_size=1000)).sessions),
