@@ -352,9 +352,12 @@ class Device:
         self._fill_up()
 
     def _fill_up(self) -> None:
-        """Start a spare if there is none and none is on its way."""
-        coming = self._starting or self._restart or any(not worker.is_warm for worker in self._workers)
-        if self._spare is None and not coming:
+        """Start what is missing of a worker and its spare and is not on its way; one at a time while starts fail."""
+        coming = sum(not worker.is_warm and not worker.killed for worker in self._workers) + len(self._starting)
+        there = (self._active is not None) + (self._spare is not None)
+        if self._restart is not None or (self._failures and coming):
+            return
+        for _ in range(2 - there - coming):
             self._start_worker()
 
     def _died(self, worker: "_Worker", code: int) -> None:
