@@ -12,7 +12,7 @@ from tests.simulation.seeds import run_seed
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-RANDOM_FOLDERS = ("model", "simulation")
+RANDOM_FOLDERS = ("crash", "model", "simulation")
 """Their tests take their seeds from the run's."""
 
 

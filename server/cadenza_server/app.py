@@ -180,7 +180,11 @@ class Server:
             return
         await self._health.enter_graceful_shutdown()
         # While the engine stops, the server still answers: callers hear STOPPING, watchers the end of their streams.
-        await self.engine.stop(self._config.stop_grace / SECOND if grace_seconds is None else grace_seconds)
+        failed: StoreError | None = None
+        try:
+            await self.engine.stop(self._config.stop_grace / SECOND if grace_seconds is None else grace_seconds)
+        except StoreError as error:  # nothing acknowledged is lost; whoever started the server is told at the end
+            failed = error
         self._jobs.end_streams()
         self._gate.hold()
         await asyncio.sleep(_GATHERING_SECONDS)
@@ -194,6 +198,8 @@ class Server:
             _log.info("stopped; what has not ended goes on at the next start", extra={"jobs": kept})
         else:
             _log.info("stopped")
+        if failed is not None:
+            raise ServeError(f"stopped, but not in good order: {failed}") from failed
 
     def _serve_metrics(self) -> None:
         if self._metrics is None or self._config.metrics is None:

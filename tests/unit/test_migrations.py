@@ -59,4 +59,6 @@ async def test_a_store_of_the_first_version_is_upgraded_and_copied_before(tmp_pa
     assert row is not None
     assert row.view.user == "lab/ann"
     assert migration.schema_version(path) == HEAD
-    assert migration.schema_version(tmp_path / f"cadenza.db.before-{HEAD}") == "0001"
+    backup = tmp_path / "cadenza.db.0001-19700101T000000Z.backup"
+    assert migration.schema_version(backup) == "0001"
+    assert backup.stat().st_mode & 0o077 == 0

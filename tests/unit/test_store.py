@@ -20,7 +20,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from cadenza_server.clock import SystemClock, VirtualClock
 from cadenza_server.engine.ids import TimeOrderedIds
-from cadenza_server.store import Store, StoreError, StoreInUse, commit_process, lock, migration
+from cadenza_server.store import Store, StoreError, StoreInUse, commit_process, committer, lock, migration
 from cadenza_server.store.batch import INSERT_EVENT, PUT_META, Batch
 from cadenza_server.store.schema import HEAD, meta, metadata
 from cadenza_server.store.store import FILE_NAME
@@ -114,7 +114,7 @@ async def test_a_value_that_cannot_be_written_fails_its_batch_and_no_other(store
 @pytest.mark.parametrize("end", [b"", b"1234", commit_process.HEADER.pack(9) + b"1234"])
 def test_a_committer_whose_server_dies_says_nothing_and_finishes(tmp_path: Path, end: bytes) -> None:
     path = tmp_path / FILE_NAME
-    migration.migrate(path)
+    migration.migrate(path, 0)
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
@@ -156,6 +156,33 @@ async def test_a_committer_that_cannot_be_started_is_a_store_error(
     batch.add(PUT_META, ("kept", 1))
     await store.commit(batch)
     assert await store.read(values) == {"kept": 1}
+
+
+async def test_a_committer_that_hangs_is_killed_in_the_end_and_the_store_can_be_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "PATIENCE_SECONDS", 0.2)
+    store = Store(tmp_path)
+    await store.open(0)
+    acknowledged = Batch()
+    acknowledged.add(PUT_META, ("kept", 1))
+    await store.commit(acknowledged)
+    assert store._committer is not None
+    process = store._committer._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    never = Batch()
+    never.add(PUT_META, ("unknown", 1))
+    waiting = asyncio.ensure_future(store.commit(never))
+    with pytest.raises(StoreError, match="hung and was killed"):
+        await store.close()
+    with pytest.raises(StoreError, match="has ended"):
+        await waiting
+    await asyncio.to_thread(process.wait)
+    again = Store(tmp_path)
+    await again.open(0)
+    assert (await again.read(values))["kept"] == 1
+    await again.close()
 
 
 async def test_signals_for_the_server_do_not_end_its_committer(store: Store) -> None:
@@ -277,7 +304,7 @@ async def test_no_file_is_made_where_one_was_moved_aside_so_its_log_is_not_throw
         await store.read(values)
     assert not store.path.exists()
     with pytest.raises(StoreError, match=r"is not there, but cadenza\.db-wal is, .*: restore the file"):
-        migration.migrate(store.path)
+        migration.migrate(store.path, 0)
     aside.rename(store.path)
     await store.commit(kept)
     assert await store.read(values) == {"first": 1, "kept": 1}

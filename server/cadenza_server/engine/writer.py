@@ -52,6 +52,9 @@ SHORT_RUN_NS: Final = 3 * SECOND // 1000
 """A run that is expected to take no longer is waited for, so long at most, with the commit of its start. One commit
 instead of two; and the first would take the processor from the run."""
 
+COMMIT_SECONDS_MAX: Final = 10.0
+"""How long a stop waits for a commit: a disk that hangs does not keep a server from ending."""
+
 REBUILD_AFTER_NS: Final = 1 * SECOND
 REBUILD_AFTER_NS_MAX: Final = 30 * SECOND
 """How long after a failed commit the writer tries to take itself up again; doubled with each failure."""
@@ -297,7 +300,10 @@ class Writer:
             self._unit.batch.add(sql.PUT_META, ("alive", self.now()))
             self._kick()
         while self._commit is not None:
-            await asyncio.wait([self._commit])
+            done, _ = await asyncio.wait([self._commit], timeout=COMMIT_SECONDS_MAX)
+            if not done:
+                _log.error("the store does not answer: what it has not acknowledged may be on disk or not")
+                break
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -17,6 +17,10 @@ BUFFER_BYTES: Final = 1 << 20
 """Asked of the kernel for the way to the process: most batches are sent by one call."""
 
 
+PATIENCE_SECONDS: Final = 10.0
+"""How long a stop waits for the process to end."""
+
+
 class Committer(asyncio.Protocol):
     """Sends batches, and hears when they are on disk. Methods are to be called on one event loop."""
 
@@ -78,12 +82,20 @@ class Committer(asyncio.Protocol):
         return answer
 
     async def close(self) -> None:
-        """Let the process finish what was sent, and wait for its end."""
+        """Let the process finish what was sent, and wait for its end. Raises `StoreError` if it hangs: then it is
+        killed, and what it had not acknowledged may be on disk or not."""
         process, self._process = self._process, None
         if self._transport is not None:
             self._transport.close()
-        if process is not None:
-            await asyncio.to_thread(process.wait)
+        if process is None:
+            return
+        try:
+            await asyncio.to_thread(process.wait, PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise StoreError(
+                f"the process that writes the store (process {process.pid}) hung and was killed: is the disk well?"
+            ) from None
 
     # --- what the process says ------------------------------------------------------------------------------------
     def data_received(self, data: bytes) -> None:

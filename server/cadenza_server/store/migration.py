@@ -1,7 +1,9 @@
 """Brings a store to the schema of this code, once, at start; a store of a newer server is refused."""
 
+import os
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cadenza_server.store.errors import StoreError
@@ -26,8 +28,9 @@ def schema_version(path: Path) -> str | None:
     return str(row[0]) if row else None
 
 
-def migrate(path: Path) -> None:
-    """Make or upgrade the store at `path`; an existing one is copied to `path.before-VERSION` first."""
+def migrate(path: Path, now: int) -> None:
+    """Make or upgrade the store at `path`; an existing one is copied to `path.VERSION-TIME.backup` first, which is
+    never deleted: with it an older server can take up what it had."""
     version = schema_version(path)
     if version == HEAD:
         return
@@ -37,7 +40,9 @@ def migrate(path: Path) -> None:
             "server, or give another --data-dir"
         )
     if version is not None:
-        backup = path.with_name(f"{path.name}.before-{HEAD}")
+        moment = datetime.fromtimestamp(now / 1e9, UTC).strftime("%Y%m%dT%H%M%SZ")
+        backup = path.with_name(f"{path.name}.{version}-{moment}.backup")
+        os.close(os.open(backup, os.O_WRONLY | os.O_CREAT, 0o600))  # for its owner only, as the store is
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(backup)) as target:
             source.backup(target)
     # Loaded here because it takes long and most starts find nothing to migrate.

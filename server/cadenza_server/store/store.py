@@ -60,7 +60,7 @@ class Store:
             raise StoreError(f"cannot make {self.data_dir}: {error.strerror}; give another --data-dir") from error
         self._lock = Lock(self.data_dir, now)
         try:
-            migrate(self.path)
+            migrate(self.path, now)
         except sqlite3.Error as error:
             raise StoreError(f"cannot open {self.path} ({error}): free the disk, or restore a backup") from error
         self._sql = create_engine(
@@ -78,14 +78,16 @@ class Store:
         read_threads, self._read_threads = self._read_threads, None
         if read_threads is not None:
             await asyncio.to_thread(read_threads.shutdown)
-        if committer is not None:
-            await committer.close()
-        if self._sql is not None:
-            self._sql.dispose()
-            self._sql = None
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        try:
+            if committer is not None:
+                await committer.close()
+        finally:
+            if self._sql is not None:
+                self._sql.dispose()
+                self._sql = None
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
 
     def commit(self, batch: Batch) -> Awaitable[None]:
         """Write one batch, all or nothing. It is handed over at once, and on disk when what this returns has been
