@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import io
+import pickle
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
@@ -225,6 +226,17 @@ def test_a_wrong_option_set_later_is_refused_and_changes_nothing() -> None:
     with pytest.raises(OptionError, match="at least 1"):
         options.default_shots = -1
     assert options.default_shots == 5
+
+
+def test_a_group_of_options_that_has_no_meaning_here_is_refused_where_it_is_reached_into() -> None:
+    options: Any = EstimatorOptions()
+    with pytest.raises(OptionError, match="'twirling': exists in qiskit_ibm_runtime, but has no meaning"):
+        options.twirling.enable_gates = True
+    assert not hasattr(options, "resilience")
+    with pytest.raises(AttributeError, match="has no attribute 'twirlin'") as raised:
+        _ = options.twirlin
+    assert not isinstance(raised.value, OptionError)
+    assert copy.deepcopy(options) == pickle.loads(pickle.dumps(options)) == options
 
 
 # --- programs without Qiskit ------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from cadenza._errors import OptionError
 from cadenza._times import Length, parse_length
@@ -31,6 +31,12 @@ _ELSEWHERE: Final = frozenset(
 )
 """Options that programs for qiskit_ibm_runtime set and that mean nothing here."""
 
+_ABSENT: Final = "exists in qiskit_ibm_runtime, but has no meaning on these devices: leave it out"
+
+
+class _MissingOptionError(OptionError, AttributeError):
+    """An `OptionError` that `hasattr` takes for no."""
+
 
 class _Options:
     """Checks names and values whenever one is set, so that a wrong one is found where it is written."""
@@ -51,6 +57,16 @@ class _Options:
         if check is not None and value is not None and (problem := check(value)) is not None:
             raise _wrong(name, f"{value!r} is wrong: {problem}")
         object.__setattr__(self, name, value)
+
+    if not TYPE_CHECKING:  # a type checker shall go on to find names that do not exist
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for what is not there: `options.twirling.enable = True` is told what setting `twirling` is."""
+            if name in _ELSEWHERE:
+                raise _MissingOptionError(
+                    f"option {name!r}: {_ABSENT}", code="INVALID_ARGUMENT", reason="INVALID_FIELD", field=name
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     @classmethod
     def _names(cls) -> tuple[str, ...]:
@@ -84,10 +100,10 @@ def _wrong(name: str, sentence: str) -> OptionError:
 
 def _explain_unknown(name: str, names: Sequence[str]) -> str:
     if name in _ELSEWHERE:
-        return "exists in qiskit_ibm_runtime, but has no meaning on these devices: leave it out"
+        return _ABSENT
     close = [known for known in names if name and name in known] or difflib.get_close_matches(name, names, n=3)
-    meant = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"there is no such option; {meant}There are {', '.join(names)}"
+    meant = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
+    return f"there is no such option{meant} There are {', '.join(names)}"
 
 
 def _check_int(least: int, most: int | None = None) -> Callable[[Any], str | None]:
