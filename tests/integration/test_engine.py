@@ -36,7 +36,7 @@ from cadenza_server.engine import (
     restart,
     writer,
 )
-from cadenza_server.engine import watches as watches_module
+from cadenza_server.engine.quotas import Quotas
 from cadenza_server.engine.writer import Stage
 from cadenza_server.execution.runs import Assignment, RunReport
 from cadenza_server.model.commands import (
@@ -845,8 +845,9 @@ async def test_a_watch_of_a_session_ends_at_its_cache_deadline(home: Home) -> No
     assert len(home.engine._watches) == 0
 
 
-async def test_a_slow_watcher_ends_alone_and_resumes(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watches_module, "QUEUE_SIZE_MAX", 10)
+async def test_a_slow_watcher_ends_alone_and_resumes(home: Home) -> None:
+    await home.engine.stop(0)
+    await home.open(quotas=Quotas(watch_backlog_max=10))
     session = await home.session()
     slow = home.engine.watch_session(session)
     seen = (await anext(slow)).event_number

@@ -10,10 +10,18 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
+TYPED = ["server", "clients/python", "clients/loadtest", "_fastqueue", "tests", "proto"]
+
 CHECKS = {
     "ruff finds nothing": ["ruff", "check", "."],
     "the code is formatted": ["ruff", "format", "--check", "."],
-    "mypy strict finds nothing": ["mypy", "server", "clients/python", "clients/loadtest", "_fastqueue", "tests", "proto"],
+    "mypy strict finds nothing": ["mypy", *TYPED],
+        "mypy",
+        "server",
+        "clients/python",
+        "clients/loadtest",
+        *("_fastqueue", "tests", "proto"),
+    ],
     "imports run downward": ["lint-imports", "--no-cache"],
     "the contract is linted": ["buf", "lint", "proto"],
 }

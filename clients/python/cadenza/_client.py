@@ -204,8 +204,8 @@ class Client:
     ) -> Watch:
         """Every change of a session and of its jobs, as they happen: an iterator of `Event` that `close()` ends.
 
-        `after`: the last event number seen before; None: begin with a snapshot. `skip_superseded`: without those changes
-        of a job that come together with its end. Broken connections go on by themselves.
+        `after`: the last event number seen before; None: begin with a snapshot. `skip_superseded`: without those
+        changes of a job that come together with its end. Broken connections go on by themselves.
         """
         request = session_service_pb2.WatchSessionRequest(
             session_id=session_id,

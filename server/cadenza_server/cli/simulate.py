@@ -25,7 +25,9 @@ def simulate(
     compare: Annotated[
         bool,
         typer.Option(
-            "--compare", help="Print figures of the files side by side (of one, alone): waiting, slowdown, devices, fairness, failures."
+            "--compare",
+            help="Print figures of the files side by side (of one, alone): waiting, slowdown, devices, fairness, "
+            "failures.",
         ),
     ] = False,
     plot: Annotated[

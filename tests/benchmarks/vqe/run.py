@@ -113,7 +113,7 @@ class Counted:
         self.bytes = 0
         self.calls = 0
         self._submit = service.client.submit_job_spec
-        service.client.submit_job_spec = self  # type: ignore[method-assign, assignment]
+        service.client.submit_job_spec = self  # type: ignore[method-assign]
 
     def __call__(self, spec: job_pb2.JobSpec) -> job_pb2.Job:
         self.bytes += spec.ByteSize()
@@ -203,7 +203,7 @@ def measure_overhead(count: int) -> dict[str, list[float]]:
                 found["whole"].append(whole)
                 found["aer"].append(sum(spent))
     finally:
-        aer._run = run  # type: ignore[assignment]
+        aer._run = run
     return found
 
 

@@ -3,10 +3,10 @@
     python tests/benchmarks/workers/run.py [--kills 25] [--kind aer] [--write]
 
 Real workers, without engine and gRPC. A run that takes minutes is started and, 2 s after the last such event, its
-worker is killed with SIGKILL from outside (by turns: the run is stopped, as a cancel does it). Measured, from the signal
-or the call on: until the device has told of the loss and hands the next run to its spare, and until the result of that run,
-two
-qubits and 100 shots, is there. Then a burst: kills without any pause, each as soon as the device has a worker again.
+worker is killed with SIGKILL from outside (by turns: the run is stopped, as a cancel does it). Measured, from the
+signal or the call on: until the device has told of the loss and hands the next run to its spare, and until the
+result of that run, two qubits and 100 shots, is there. Then a burst: kills without any pause, each as soon as the
+device has a worker again.
 """
 
 import argparse
