@@ -106,7 +106,7 @@ def check_gpu() -> None:
             typer.echo(text, err=True)
     if problem:
         raise typer.Exit(1)
-    typer.echo("A circuit ran on the GPU: set accelerator = \"gpu\" or \"auto\" for a device.")
+    typer.echo('A circuit ran on the GPU: set accelerator = "gpu" or "auto" for a device.')
 
 
 @calls_server
