@@ -13,13 +13,14 @@ from cadenza.v1.program_pb2 import EstimatorPub, Program, SamplerPub
 from cadenza.v1.result_pb2 import PubResult
 from cadenza_server.execution.errors import ProgramError
 from cadenza_server.execution.executor import AerExecutor
-from cadenza_server.execution.spec import DeviceSpec
+from cadenza_server.execution.spec import METHODS, DeviceSpec
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit, qasm2, qasm3, qpy
-from qiskit.circuit import ClassicalRegister, Parameter, ParameterVector, QuantumRegister
-from qiskit.circuit.library import efficient_su2
+from qiskit.circuit import ClassicalRegister, Gate, Parameter, ParameterVector, QuantumRegister
+from qiskit.circuit.library import efficient_su2, get_standard_gate_name_mapping
+from qiskit.exceptions import QiskitError
 from qiskit.primitives import BitArray, StatevectorEstimator, StatevectorSampler
-from qiskit.quantum_info import SparseObservable, SparsePauliOp, average_gate_fidelity
+from qiskit.quantum_info import Clifford, SparseObservable, SparsePauliOp, Statevector, average_gate_fidelity
 from qiskit_aer.primitives import EstimatorV2 as AerEstimator
 from qiskit_aer.primitives import SamplerV2 as AerSampler
 
@@ -510,3 +511,43 @@ def test_a_damaged_qpy_payload_never_ends_the_process(aer: AerExecutor) -> None:
         except ProgramError:
             refused += 1
     assert refused > 0
+
+
+STANDARD_GATES = {
+    name: gate
+    for name, gate in get_standard_gate_name_mapping().items()
+    if isinstance(gate, Gate) and name not in ("global_phase", "delay")
+}
+
+
+def with_numbers(gate: Gate) -> Gate:
+    """`gate` with multiples of pi/2 for angles: such are Clifford gates wherever the gate can be one."""
+    return type(gate)(*[np.pi / 2] * len(gate.params)) if gate.params else gate
+
+
+# extended_stabilizer is left out: it approximates, and takes a minute for these
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "extended_stabilizer"])
+def test_every_standard_gate_runs_by_every_method_that_can_do_it(aer: AerExecutor, method: str) -> None:
+    wrong = []
+    for name, gate in STANDARD_GATES.items():
+        gate = with_numbers(gate)
+        circuit = QuantumCircuit(gate.num_qubits)
+        circuit.x(range(gate.num_qubits))
+        circuit.append(gate, range(gate.num_qubits))
+        if method == "stabilizer":
+            try:
+                Clifford(circuit)
+            except QiskitError:
+                continue
+        expected = Statevector(circuit).probabilities()
+        circuit.measure_all()
+        try:
+            (registers,) = sample(aer, sampler_pub(circuit), shots=400, method=method)
+        except ProgramError as error:
+            wrong.append(f"{name}: {error}")
+            continue
+        counts = registers["meas"].get_int_counts()
+        # six standard deviations of a share, which is at most 0.025 at 400 shots
+        if any(abs(counts.get(index, 0) / 400 - share) > 0.15 for index, share in enumerate(expected)):
+            wrong.append(f"{name}: {counts}")
+    assert not wrong

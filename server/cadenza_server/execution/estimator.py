@@ -135,7 +135,7 @@ def _prepare(bench: Bench, circuit: Any, observables: ObservablesArray) -> _Prep
             else:
                 factors[row, columns[pauli]] = factor
     parameters = tuple(circuit.parameters)
-    fitted = bench.model.fit(circuit, bench.level, strict=bench.strict)
+    fitted = bench.model.fit(circuit, bench.level, strict=bench.strict, method=bench.method)
     layout = fitted.layout.final_index_layout() if fitted.layout is not None else range(circuit.num_qubits)
     measured = fitted.copy()
     for pauli in paulis:

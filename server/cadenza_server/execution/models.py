@@ -31,7 +31,7 @@ _AER_GATES: Final = frozenset({
     "mcp", "mcx", "p", "r", "rx", "rxx", "ry", "ryy", "rz", "rzx", "rzz", "s", "sdg", "swap", "sx", "sxdg", "t", "tdg",
     "u", "u1", "u2", "u3", "unitary", "x", "y", "z",
 })
-"""Gates that Aer's state vector, density matrix and automatic methods execute as they are."""
+"""Gates that Aer's state vector method executes as they are; what another method does, Aer says (`_find_gates`)."""
 # fmt: on
 _AER_INSTRUCTIONS: Final = frozenset({"measure", "reset", "barrier", "delay"})
 _FREE: Final = frozenset({"barrier"})
@@ -50,8 +50,8 @@ class DeviceModel:
         """A noise model that has nothing but what delays do."""
         self.noise_errors: list[dict[str, Any]] = []
         """The errors of `noise_model` as Aer's simulator takes them."""
-        self._pass_managers: dict[int, Any] = {}
-        self._aer_gates = _AER_GATES & set(self.simulator.operation_names)
+        self._pass_managers: dict[tuple[int, str], Any] = {}
+        self._gates_of: dict[str, frozenset[str]] = {}
         if spec.kind == "generic":
             self.backend = GenericBackendV2(
                 spec.num_qubits,
@@ -86,20 +86,23 @@ class DeviceModel:
         target = self.backend.target
         return [name for name in self.backend.operation_names if isinstance(target.operation_from_name(name), Gate)]
 
-    def fit(self, circuit: Any, level: int, *, strict: bool) -> Any:
+    def fit(self, circuit: Any, level: int, *, strict: bool, method: str = "") -> Any:
         """`circuit` as the device executes it: in its basis and on its qubits. With `strict` it must be so already.
+
+        A device without a basis has that of the simulation `method`; without one, of its own method.
 
         Raises `ProgramError`.
         """
+        method = method or self.spec.method
         if strict:
-            self._check_isa(circuit)
+            self._check_isa(circuit, method)
             return circuit
-        if self.backend is None and level <= 1 and self._executes(circuit):
+        if self.backend is None and level <= 1 and self._executes(circuit, method):
             return circuit
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # advice for whoever calls Qiskit, and that is not the job's author
-                return self._pass_manager(level).run(circuit)
+                return self._pass_manager(level, method).run(circuit)
         except Exception as error:
             raise ProgramError(f"the circuit cannot be transpiled for the device: {error}") from error
 
@@ -108,16 +111,27 @@ class DeviceModel:
         second."""
         circuit = QuantumCircuit(2)
         circuit.iswap(0, 1)
-        self._pass_manager(self.spec.transpile_level).run(circuit)
+        self._pass_manager(self.spec.transpile_level, self.spec.method).run(circuit)
 
-    def _executes(self, circuit: Any) -> bool:
+    def _find_gates(self, method: str) -> frozenset[str]:
+        """The gates that Aer executes as they are by `method`. Asked once a method: Aer takes milliseconds to say."""
+        if method not in self._gates_of:
+            self._gates_of[method] = _AER_GATES & set(self._simulator_of(method).operation_names)
+        return self._gates_of[method]
+
+    def _simulator_of(self, method: str) -> Any:
+        if method == self.spec.method:
+            return self.simulator
+        return AerSimulator(**(_simulator_options(self.spec) | {"method": method}))
+
+    def _executes(self, circuit: Any, method: str) -> bool:
         """Whether Aer without a coupling map takes every instruction as it is."""
-        supported = self._aer_gates | _AER_INSTRUCTIONS
+        supported = self._find_gates(method) | _AER_INSTRUCTIONS
         return all(name in supported for name in circuit.count_ops())
 
-    def _check_isa(self, circuit: Any) -> None:
+    def _check_isa(self, circuit: Any, method: str) -> None:
         if self.backend is None:
-            unknown = sorted(set(circuit.count_ops()) - self._aer_gates - _AER_INSTRUCTIONS)
+            unknown = sorted(set(circuit.count_ops()) - self._find_gates(method) - _AER_INSTRUCTIONS)
             if unknown:
                 raise ProgramError(
                     f"strict_isa: the device does not execute {', '.join(unknown)}: transpile the circuit for it first"
@@ -154,22 +168,23 @@ class DeviceModel:
                 "transpile the circuit for it first"
             )
 
-    def _pass_manager(self, level: int) -> Any:
+    def _pass_manager(self, level: int, method: str) -> Any:
         """Made once: making one costs more than running it."""
-        if level not in self._pass_managers:
-            self._pass_managers[level] = generate_preset_pass_manager(
+        key = (level, method if self.backend is None else "")
+        if key not in self._pass_managers:
+            self._pass_managers[key] = generate_preset_pass_manager(
                 optimization_level=level,
-                backend=self.backend if self.backend is not None else self.simulator,
+                backend=self.backend if self.backend is not None else self._simulator_of(method),
                 seed_transpiler=self.spec.seed,
             )
-        return self._pass_managers[level]
+        return self._pass_managers[key]
 
     def describe(self, name: str) -> Device:
         """What the device publishes of itself; scheduling's part is not set."""
         spec = self.spec
         device = describe_spec(name, spec)
         if self.backend is None:
-            device.basis_gates.extend(sorted(self._aer_gates | {"measure", "reset"}))
+            device.basis_gates.extend(sorted(self._find_gates(self.spec.method) | {"measure", "reset"}))
             return device
         device.basis_gates.extend(self.backend.operation_names)
         pairs = self.backend.coupling_map.get_edges() if self.backend.coupling_map else ()

@@ -65,9 +65,9 @@ class Bench:
         """The device's."""
         return self.workshop.model
 
-    def variant(self) -> tuple[int, bool, bool]:
+    def variant(self) -> tuple[int, bool, bool, str]:
         """What, beside its content, decides how a circuit is prepared."""
-        return self.level, self.strict, self.noisy
+        return self.level, self.strict, self.noisy, self.method
 
     def seed_of(self, index: int) -> int:
         """The seed of the PUB number `index`."""

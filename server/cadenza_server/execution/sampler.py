@@ -150,7 +150,7 @@ def _prepare(bench: Bench, circuit: Any) -> _Prepared:
             "the circuit measures nothing into a classical register: add measurements, as measure_all() does (and in "
             "OpenQASM 3 declare bit[1] c, not bit c)"
         )
-    fitted = bench.model.fit(circuit, bench.level, strict=bench.strict)
+    fitted = bench.model.fit(circuit, bench.level, strict=bench.strict, method=bench.method)
     registers = []
     for register in fitted.cregs:
         clbits = np.array([fitted.find_bit(bit).index for bit in register], np.intp)
