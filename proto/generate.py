@@ -19,7 +19,7 @@ STUBS = CONTRACT.parent / "clients" / "python"
 PACKAGE = Path("cadenza") / "v1"
 
 TOOLS = (
-    "grpcio-tools==1.71.0",  # the floor of grpcio; holds protoc 29, whose code runs on protobuf 5.29 and newer
+    "grpcio-tools==1.71.0",  # below the floor of grpcio; holds protoc 29, whose code runs on protobuf 5.29 and newer
     "grpcio==1.71.0",
     "setuptools==80.9.0",  # grpc_tools finds its own files through it
     "mypy-protobuf==5.1.0",  # writes the .pyi files, which nothing loads at run time: it need not be old
