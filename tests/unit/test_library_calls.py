@@ -329,6 +329,9 @@ def test_with_tls_the_server_must_be_who_it_says(script: Script, tmp_path: Path)
     assert script.metadata[-1]["authorization"] == "Bearer secret"
     with Client(target, tls=authority, retry=Retry(attempts=1)) as client, pytest.raises(UnavailableError):
         client.list_devices()
+    hint = pytest.raises(UnavailableError, match="if it speaks TLS, name its certificate authority")
+    with Client(target, tls=False, retry=Retry(attempts=1)) as client, hint:
+        client.list_devices()
     server.stop(None).wait(PATIENCE_S)
 
 

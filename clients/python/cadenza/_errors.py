@@ -170,9 +170,8 @@ def make_error(code: str, message: str, details: Iterable[Any] = (), target: str
             retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos * 1e-9
     kind = NotReadyError if reason == "RESULT_NOT_READY" else _BY_CODE.get(code, CadenzaError)
     if code == "UNAVAILABLE" and not reason:
-        message = (
-            f"cannot reach a server at {target}: start one with `cadenza serve`, or name another target ({message})"
-        )
+        hint = _TLS_HINT if any(sign in message for sign in _SIGNS_OF_TLS) else ""
+        message = f"cannot reach a server at {target}: start one with `cadenza serve`, or name another target{hint} ({message})"
     return kind(
         message,
         code=code,
@@ -181,6 +180,12 @@ def make_error(code: str, message: str, details: Iterable[Any] = (), target: str
         metadata=facts,
         retry_after_s=retry_after,
     )
+
+
+_SIGNS_OF_TLS: Final = ("Socket closed", "WRONG_VERSION_NUMBER")
+"""What gRPC says, among other times, when one side speaks TLS and the other does not."""
+
+_TLS_HINT: Final = "; if it speaks TLS, name its certificate authority (tls=, CADENZA_TLS_CA), else leave that out"
 
 
 def map_argument_error(error: Exception, what: str) -> InvalidRequestError:
