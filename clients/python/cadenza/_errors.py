@@ -171,7 +171,8 @@ def make_error(code: str, message: str, details: Iterable[Any] = (), target: str
     kind = NotReadyError if reason == "RESULT_NOT_READY" else _BY_CODE.get(code, CadenzaError)
     if code == "UNAVAILABLE" and not reason:
         hint = _TLS_HINT if any(sign in message for sign in _SIGNS_OF_TLS) else ""
-        message = f"cannot reach a server at {target}: start one with `cadenza serve`, or name another target{hint} ({message})"
+        advice = f"start one with `cadenza serve`, or name another target{hint}"
+        message = f"cannot reach a server at {target}: {advice} ({message})"
     return kind(
         message,
         code=code,
