@@ -551,3 +551,25 @@ def test_every_standard_gate_runs_by_every_method_that_can_do_it(aer: AerExecuto
         if any(abs(counts.get(index, 0) / 400 - share) > 0.15 for index, share in enumerate(expected)):
             wrong.append(f"{name}: {counts}")
     assert not wrong
+
+
+@pytest.mark.parametrize("angle", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("inside", ["the circuit", "a branch", "a gate of its own", "the global phase"])
+def test_an_angle_that_is_no_number_is_an_error_and_no_counts(aer: AerExecutor, inside: str, angle: float) -> None:
+    circuit = QuantumCircuit(1, 1)
+    circuit.h(0)
+    if inside == "the circuit":
+        circuit.rx(angle, 0)
+    elif inside == "a branch":
+        circuit.measure(0, 0)
+        with circuit.if_test((circuit.clbits[0], 1)):
+            circuit.rx(angle, 0)
+    elif inside == "a gate of its own":
+        own = QuantumCircuit(1, name="own")
+        own.rx(angle, 0)
+        circuit.append(own.to_gate(), [0])
+    else:
+        circuit.global_phase = angle
+    circuit.measure(0, 0)
+    with pytest.raises(ProgramError, match="finite"):
+        sample(aer, sampler_pub(circuit), shots=10)

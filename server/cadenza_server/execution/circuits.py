@@ -11,14 +11,17 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+import numpy as np
 import qiskit_qasm3_import
 from cadenza.v1.circuit_pb2 import Circuit
 from qiskit import QuantumCircuit, qasm2, qasm3, qpy
+from qiskit.circuit import ParameterExpression
 
 from cadenza_server.execution.cache import LatestUsed
 from cadenza_server.execution.errors import ProgramError
 from cadenza_server.model.qpy import read_qpy_header
 
+_LIBRARY: Final = "qiskit.circuit.library"
 _INCLUDE: Final = re.compile(r"\binclude\b")
 _INCLUDE_STDGATES: Final = re.compile(r'\binclude\s+"stdgates\.inc"\s*;')
 
@@ -67,6 +70,7 @@ class CircuitLoader:
             )
         if circuit.num_qubits == 0:
             raise ProgramError("the circuit has no qubits: add at least one")
+        _refuse_what_is_not_finite(circuit)
         return circuit
 
 
@@ -75,6 +79,32 @@ def circuit_digest(message: Circuit) -> bytes:
     source = message.WhichOneof("source")
     content = getattr(message, source) if source else b""
     return hashlib.sha256(content if isinstance(content, bytes) else content.encode()).digest()
+
+
+def _refuse_what_is_not_finite(circuit: Any) -> None:
+    """NaN and infinity as angles or in matrices: the simulator takes them, and gives results that mean nothing."""
+    _check_finite("the global phase", circuit.global_phase)
+    for instruction in circuit.data:
+        operation = instruction.operation
+        for value in getattr(operation, "params", ()):
+            if isinstance(value, QuantumCircuit):
+                _refuse_what_is_not_finite(value)  # a branch or the body of a loop
+            else:
+                _check_finite(f"a parameter of {operation.name}", value)
+        # the definitions of the library's own gates hold nothing but their parameters
+        kind = getattr(operation, "base_class", type(operation))
+        definition = None if str(kind.__module__).startswith(_LIBRARY) else getattr(operation, "definition", None)
+        if definition is not None:
+            _refuse_what_is_not_finite(definition)
+
+
+def _check_finite(what: str, value: Any) -> None:
+    if isinstance(value, ParameterExpression):
+        if value.parameters:
+            return  # its values come with the PUB, and are checked there
+        value = complex(value)
+    if isinstance(value, (int, float, complex, np.number, np.ndarray)) and not np.isfinite(value).all():
+        raise ProgramError(f"{what} is NaN or infinite: write a finite number")
 
 
 def _parse_qpy(data: bytes) -> Any:
