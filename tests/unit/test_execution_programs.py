@@ -573,3 +573,24 @@ def test_an_angle_that_is_no_number_is_an_error_and_no_counts(aer: AerExecutor, 
     circuit.measure(0, 0)
     with pytest.raises(ProgramError, match="finite"):
         sample(aer, sampler_pub(circuit), shots=10)
+
+
+@pytest.mark.parametrize("name", ["h", "sx", "barrier", "delay", "reset", "measure", "save_state", "mine"])
+@pytest.mark.parametrize("inside", ["the circuit", "a branch", "a gate of its own"])
+def test_a_gate_of_ones_own_does_what_it_says_whatever_its_name(aer: AerExecutor, name: str, inside: str) -> None:
+    own = QuantumCircuit(1, name=name)
+    own.x(0)
+    circuit = QuantumCircuit(1, 1)
+    if inside == "the circuit":
+        circuit.append(own.to_gate(), [0])
+    elif inside == "a branch":
+        circuit.measure(0, 0)
+        with circuit.if_test((circuit.clbits[0], 0)):
+            circuit.append(own.to_gate(), [0])
+    else:
+        outer = QuantumCircuit(1, name="outer")
+        outer.append(own.to_gate(), [0])
+        circuit.append(outer.to_gate(), [0])
+    circuit.measure(0, 0)
+    (registers,) = sample(aer, sampler_pub(circuit), shots=20)
+    assert registers["c"].get_counts() == {"1": 20}

@@ -15,7 +15,7 @@ import numpy as np
 import qiskit_qasm3_import
 from cadenza.v1.circuit_pb2 import Circuit
 from qiskit import QuantumCircuit, qasm2, qasm3, qpy
-from qiskit.circuit import ParameterExpression
+from qiskit.circuit import ControlFlowOp, Gate, Instruction, ParameterExpression
 
 from cadenza_server.execution.cache import LatestUsed
 from cadenza_server.execution.errors import ProgramError
@@ -70,7 +70,7 @@ class CircuitLoader:
             )
         if circuit.num_qubits == 0:
             raise ProgramError("the circuit has no qubits: add at least one")
-        _refuse_what_is_not_finite(circuit)
+        _settle(circuit)
         return circuit
 
 
@@ -81,21 +81,43 @@ def circuit_digest(message: Circuit) -> bytes:
     return hashlib.sha256(content if isinstance(content, bytes) else content.encode()).digest()
 
 
-def _refuse_what_is_not_finite(circuit: Any) -> None:
-    """NaN and infinity as angles or in matrices: the simulator takes them, and gives results that mean nothing."""
+def _settle(circuit: Any) -> bool:
+    """Refuse what is not finite, and name gates of the circuit's own apart. Returns whether it has such.
+
+    The simulator takes NaN and infinity as angles or in matrices, and gives results that mean nothing. And both it and
+    the transpiler know gates by their names: one that a circuit defines by itself and calls `h` would run as Hadamard.
+    """
+    changed = False
     _check_finite("the global phase", circuit.global_phase)
-    for instruction in circuit.data:
+    for index, instruction in enumerate(circuit.data):
         operation = instruction.operation
         for value in getattr(operation, "params", ()):
-            if isinstance(value, QuantumCircuit):
-                _refuse_what_is_not_finite(value)  # a branch or the body of a loop
-            else:
+            if not isinstance(value, QuantumCircuit):
                 _check_finite(f"a parameter of {operation.name}", value)
+        # a branch or the body of a loop
+        if isinstance(operation, ControlFlowOp):
+            blocks = [block.copy() for block in operation.blocks]
+            settled = [_settle(block) for block in blocks]
+            if any(settled):
+                circuit.data[index] = instruction.replace(operation=operation.replace_blocks(blocks))
+                changed = True
+            continue
         # the definitions of the library's own gates hold nothing but their parameters
         kind = getattr(operation, "base_class", type(operation))
         definition = None if str(kind.__module__).startswith(_LIBRARY) else getattr(operation, "definition", None)
         if definition is not None:
-            _refuse_what_is_not_finite(definition)
+            definition = definition.copy()
+            _settle(definition)
+            name = f"{operation.name} (own)"
+            own = (
+                Gate(name, operation.num_qubits, operation.params)
+                if isinstance(operation, Gate)
+                else Instruction(name, operation.num_qubits, operation.num_clbits, operation.params)
+            )
+            own.definition = definition
+            circuit.data[index] = instruction.replace(operation=own)
+            changed = True
+    return changed
 
 
 def _check_finite(what: str, value: Any) -> None:
