@@ -2,9 +2,6 @@
 
 import ipaddress
 import json
-import os
-import re
-import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,9 +12,10 @@ from typing import Any
 
 import yaml
 
+from tests.running_server import running
+
 CHECKS = Path(__file__).with_name("checks.yaml")
 MISTAKES = Path(__file__).with_name("mistakes.yaml")
-START_SECONDS_MAX = 60.0
 
 _DEVICES = """
 [devices.sim]
@@ -67,8 +65,8 @@ def served(folder: Path) -> Iterator[dict[str, str]]:
         certificate, key = _make_certificate()
         (guarded / "certificate.pem").write_bytes(certificate)
         (guarded / "key.pem").write_bytes(key)
-        target = stack.enter_context(_running(trusting, _TRUSTING))
-        tls_target = stack.enter_context(_running(guarded, _TLS + made.stdout))
+        target = stack.enter_context(running(trusting, _TRUSTING)).address
+        tls_target = stack.enter_context(running(guarded, _TLS + made.stdout)).address
         yield {
             "target": target,
             "tls_target": "localhost:" + tls_target.rpartition(":")[2],
@@ -91,42 +89,6 @@ def write_plan(
     variables = {**plan["variables"], **places, **stamps, "run": run}
     file.write_text(json.dumps({"variables": variables, "checks": plan["checks"] if checks is None else checks}))
     return file
-
-
-@contextmanager
-def _running(folder: Path, config: str) -> Iterator[str]:
-    """A server that is told `config`; its address."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cadenza.toml").write_text(config)
-    log = folder / "server.log"
-    with log.open("a") as stderr:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "cadenza_server", "serve", "--listen", "127.0.0.1:0"),
-                *("--data-dir", str(folder / "data"), "--config", str(folder / "cadenza.toml")),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            env={**os.environ, "PYTHONWARNINGS": "default"},
-        )
-    try:
-        assert process.stdout is not None
-        ready, _, _ = select.select([process.stdout], [], [], START_SECONDS_MAX)
-        line = process.stdout.readline() if ready else ""
-        found = re.fullmatch(r"listening on (\S+)\n", line)
-        assert found, f"the server said {line!r}\n{log.read_text()}"
-        yield found[1]
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 def _make_certificate() -> tuple[bytes, bytes]:

@@ -1,17 +1,10 @@
 """Real servers on free ports, and clients made of the generated stubs alone."""
 
 import io
-import os
-import re
-import select
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -29,8 +22,9 @@ from cadenza.v1 import (
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
+from tests.running_server import RunningServer, command, running
+
 CALL_SECONDS_MAX = 30.0
-START_SECONDS_MAX = 60.0
 FINAL = (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
 
 CONFIG = """
@@ -48,71 +42,6 @@ kind = "aer"
 num_qubits = 4
 """
 """Three devices; `sim` is for jobs that run, `spare` for tests that need one to themselves."""
-
-
-@dataclass
-class RunningServer:
-    """A `cadenza serve` of its own. `output`: what it wrote to stderr."""
-
-    address: str
-    process: "subprocess.Popen[str]"
-    log: Path
-
-    def stop(self, number: int = signal.SIGTERM, timeout: float = 30.0) -> int:
-        """Signal it and wait; the exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        return self.process.wait(timeout)
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text()
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "cadenza_server", *arguments]
-
-
-@contextmanager
-def running(folder: Path, config: str, *arguments: str) -> Iterator[RunningServer]:
-    """A server that is told `config` and is stopped at the end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cadenza.toml").write_text(config)
-    log = folder / "server.log"
-    with log.open("a") as stderr:
-        process = subprocess.Popen(
-            command(
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--data-dir",
-                str(folder / "data"),
-                "--config",
-                str(folder / "cadenza.toml"),
-                *arguments,
-            ),
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            env={**os.environ, "PYTHONWARNINGS": "default"},
-        )
-    try:
-        assert process.stdout is not None
-        ready, _, _ = select.select([process.stdout], [], [], START_SECONDS_MAX)
-        line = process.stdout.readline() if ready else ""
-        found = re.fullmatch(r"listening on (\S+)\n", line)
-        assert found, f"the server said {line!r}\n{log.read_text()}"
-        yield RunningServer(found[1], process, log)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pytest
 from cadenza import CadenzaService, SamplerV2
 from qiskit import QuantumCircuit
 
-from tests.integration.conftest import running
+from tests.running_server import running
 
 GUIDE = Path(cadenza_server.__file__).parent / "docs" / "devices.md"
 PLUGINS = Path(__file__).parents[1] / "plugins"
