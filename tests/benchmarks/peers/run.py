@@ -23,7 +23,7 @@ HEADING = "## Beside its peers"
 PEERS = ("cadenza", "celery", "rq", "slurm", "hyperqueue", "dask", "ray")
 PARTS = ("rates", "greed", "10", "1000", "100000")
 TIMEOUT_S = 120
-NEVER = (("temporal", "its server is no package of a registry that this machine reaches"),)
+NEVER = (("temporal", "there is no adapter for it yet"),)
 
 
 def measure(peer: str, part: str) -> dict[str, Any]:
