@@ -26,9 +26,9 @@ from cadenza_server.execution.protocol import Frame, FrameError, FrameSocket, Ki
 from cadenza_server.execution.spec import KINDS, DeviceSpec
 from cadenza_server.model.words import RunOutcome
 
-UNWANTED = ("qiskit_experiments",)
-"""Packages that Qiskit's transpiler would load, where they are installed, for a plugin that nothing here asks for: this
-one takes as long as all else of a worker's start."""
+UNWANTED = ("qiskit_experiments", "qiskit_ibm_runtime")
+"""Packages that Qiskit's transpiler would load, where they are installed, for plugins that nothing here asks for: each
+of them takes as long as all else of a worker's start."""
 
 _PR_SET_PDEATHSIG = 1
 """linux/prctl.h"""
@@ -40,8 +40,6 @@ def main(descriptor: int) -> None:
     _die_with_parent()
     limit_files()
     warnings.simplefilter("ignore")  # advice of libraries for whoever calls them, and that is not the job's author
-    for package in UNWANTED:
-        sys.modules[package] = None  # type: ignore[assignment]
     with socket.socket(fileno=descriptor) as sock:
         frames = FrameSocket(sock)
         # the server's end may close at any time, and nobody is left to be told
@@ -86,6 +84,9 @@ def _make_executor(name: str, spec: DeviceSpec) -> Executor:
 
     if spec.kind not in KINDS:
         return load_kind(spec.kind)(name, spec, draw_seed)
+    for package in UNWANTED:
+        if spec.kind != "snapshot" or package != "qiskit_ibm_runtime":  # which has the snapshots
+            sys.modules[package] = None  # type: ignore[assignment]
     from cadenza_server.execution.executor import AerExecutor
 
     return AerExecutor(name, spec, draw_seed)
