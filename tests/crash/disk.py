@@ -32,8 +32,8 @@ class Disk:
         )
         metadata.create_all(self._sql)
         self.commits = 0
-        with self._sql.connect() as connection:
-            self.raw = cast(sqlite3.Connection, connection.connection.dbapi_connection)
+        self._connection = self._sql.connect()
+        self.raw = cast(sqlite3.Connection, self._connection.connection.dbapi_connection)
 
     def write(self, frame: bytes) -> None:
         """One batch, all or nothing. Raises `sqlite3.Error`."""
@@ -48,13 +48,8 @@ class Disk:
         self.commits += 1
 
     def read(self, query: Callable[[Connection], T]) -> T:
-        """What is there now."""
-        with self._sql.connect() as connection:
-            connection.exec_driver_sql("BEGIN")
-            try:
-                return query(connection)
-            finally:
-                connection.exec_driver_sql("ROLLBACK")
+        """What is there now. (One moment, without a transaction: nothing else happens meanwhile.)"""
+        return query(self._connection)
 
     def check(self) -> Report:
         """`cadenza check` of it."""
@@ -64,8 +59,8 @@ class Disk:
 
     def close(self) -> None:
         """Throw it away."""
+        self._connection.close()
         self._sql.dispose()
-        self.raw.close()
 
 
 class SimulatedStore(Store):

@@ -11,8 +11,13 @@ import time
 import traceback
 from itertools import count
 
-from tests.crash.world import run_seed_to_its_end
+from tests.crash.world import LIVES, STEPS_MAX, run_seed_to_its_end
 from tests.simulation.seeds import seed_of
+
+
+def replay(seed: int, lives: int, steps_max: int) -> str:
+    """The line that runs one seed again."""
+    return f"python -m tests.crash.simulation --seed {seed} --lives {lives} --steps-max {steps_max}"
 
 
 def main() -> int:
@@ -22,11 +27,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, help="so many")
     parser.add_argument("--first", type=int, default=seed_of(0), help="the first of them (from CADENZA_SEED)")
     parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--lives", type=int, default=6, help="how many servers live and die in each")
+    parser.add_argument("--lives", type=int, default=LIVES, help="how many servers live and die in each")
+    parser.add_argument("--steps-max", type=int, default=STEPS_MAX, help="after how many steps one dies at the latest")
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
     if arguments.seed is not None:
-        print(run_seed_to_its_end(arguments.seed, arguments.lives))
+        print(run_seed_to_its_end(arguments.seed, arguments.lives, arguments.steps_max))
         return 0
     end, ran, failed, deaths, jobs, audits = time.monotonic() + 60 * arguments.minutes, 0, 0, 0, 0, 0
     for seed in count(arguments.first):
@@ -34,12 +40,12 @@ def main() -> int:
             break
         ran += 1
         try:
-            outcome = run_seed_to_its_end(seed, arguments.lives)
+            outcome = run_seed_to_its_end(seed, arguments.lives, arguments.steps_max)
         except Exception as error:
             failed += 1
             where = traceback.extract_tb(error.__traceback__)[-1]
             print(f"seed {seed}: {where.name}:{where.lineno}: {str(error)[:1000]}")
-            print(f"  again: python -m tests.crash.simulation --seed {seed} --lives {arguments.lives}", flush=True)
+            print(f"  again: {replay(seed, arguments.lives, arguments.steps_max)}", flush=True)
             continue
         deaths += outcome.deaths
         jobs += outcome.jobs

@@ -92,6 +92,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         callback(*args)
 
     def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if self.is_dead:
+            return  # a generator that the collector closes has its last word on a loop that is over
         error = context.get("exception")
         where = "".join(traceback.format_exception(error)) if error is not None else ""
         self.unhandled.append(f"{context.get('message')}: {error!r}\n{where}")

@@ -40,6 +40,8 @@ from tests.integration.test_engine import by_name
 
 START: Final = 1_000_000 * SECOND
 DRAIN_SECONDS: Final = 20_000
+LIVES: Final = 6
+STEPS_MAX: Final = 1500
 FAULTS: Final = {
     "slow disk": 0.05,
     "commit fails": 0.02,
@@ -71,13 +73,17 @@ class Outcome:
 
 
 class World:
-    """See the module. `run` lives a seed to its end; raises `AssertionError` with what was not kept."""
+    """See the module. `lives`: how many servers live and die; `steps_max`: after how many steps one dies at the latest.
+    `run` lives a seed to its end; raises `AssertionError` with what was not kept."""
 
-    def __init__(self, seed: int, lives: int = 6) -> None:
+    def __init__(self, seed: int, lives: int = LIVES, steps_max: int = STEPS_MAX) -> None:
         self._source = source = random.Random(seed)
         self.audit_source = random.Random(seed)
         self.outcome = Outcome(seed)
         self._lives = lives
+        self._steps_max = steps_max
+        self._audited = 0
+        """How many commits there had been at the last audit."""
         names = ("ada", "bea", "cleo")[: source.choice((1, 1, 2, 3))]
         self._settings = {name: _make_settings(source) for name in names}
         self._memory = Memory(names)
@@ -95,7 +101,7 @@ class World:
         """All lives, and the end."""
         try:
             for _ in range(self._lives):
-                self._live(self._source.randrange(20, 1500) if self._source.random() < 0.85 else None)
+                self._live(self._source.randrange(20, self._steps_max) if self._source.random() < 0.85 else None)
                 self._check_disk()
                 self._now += int(self._source.choice((0, 0.01, 1, 30, 4000)) * self._source.random() * SECOND)
                 self._skew = int(self._source.choice((0, 0, 0, -50, 50)) * self._source.random() * SECOND)
@@ -164,8 +170,9 @@ class World:
         writer = engine._writer
         busy = writer._in_flight is not None or writer._inputs or writer._unit.batch or writer._unit.answers
         assert writer.now() >= self._latest, "time went back"
-        if busy or writer.stage is not Stage.RUNNING:
+        if busy or writer.stage is not Stage.RUNNING or self._disk.commits == self._audited:
             return
+        self._audited = self._disk.commits
         live = writer.scheduler.state()
 
         def load(connection: Connection) -> restart.Loaded:
@@ -288,7 +295,7 @@ class _Server:
                 if not watching.is_over:
                     self._spawn(watch(watching, self._engine, source))
             known = len(memory.watches)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5)
 
     async def _until(self, seconds: float) -> None:
         """Let it live so long, or until a task of it fails."""
@@ -305,7 +312,7 @@ class _Server:
         for customer in self._world._customers:
             self._spawn(customer.live(self._engine))
         self._spawn(self._watch())
-        await self._until(self._world._source.uniform(1, 60))
+        await self._until(self._world._source.uniform(1, 60 * self._world._steps_max / STEPS_MAX))
         stopping = self._loop.create_task(self._engine.stop(self._world._source.choice((0, 5))))
         await asyncio.wait([stopping, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
         await stopping
@@ -396,11 +403,11 @@ def _difference(found: object, expected: object) -> str:
     return f"from {expected} to {found}"
 
 
-def run_seed_to_its_end(seed: int, lives: int = 6) -> Outcome:
+def run_seed_to_its_end(seed: int, lives: int = LIVES, steps_max: int = STEPS_MAX) -> Outcome:
     """One seed. What dies leaves no warnings behind: nobody was to hear of it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        world = World(seed, lives)
+        world = World(seed, lives, steps_max)
         try:
             return world.run()
         finally:

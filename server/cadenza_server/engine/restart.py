@@ -53,49 +53,23 @@ class UsageRow:
     charged_ns: int
 
 
-def load(connection: Connection) -> Loaded:
-    """Read it, in one read transaction."""
-    loaded = Loaded()
-    loaded.event_number = last_event_number(connection)
-    loaded.seq = connection.execute(select(func.max(jobs.c.seq))).scalar() or 0
-    loaded.session_number = connection.execute(select(func.max(sessions.c.number))).scalar() or 0
-    loaded.reservation_number = connection.execute(select(func.max(reservations.c.number))).scalar() or 0
-    newest = (
-        select(meta.c.value).where(meta.c.key == "alive"),
-        select(events.c.time).order_by(events.c.event_number.desc()).limit(1),
-        select(jobs.c.create_time).order_by(jobs.c.seq.desc()).limit(1),
-    )
-    loaded.alive = max(connection.execute(query).scalar() or 0 for query in newest)
-    _load_jobs(connection, loaded)
-    _load_sessions(connection, loaded)
-    for row in connection.execute(
-        select(reservations).where(
-            reservations.c.state.in_([str(ReservationState.SCHEDULED), str(ReservationState.ACTIVE)])
-        )
-    ):
-        loaded.reservations.append(
-            scheduling.ReservationRecord(
-                reservation=row.reservation,
-                number=row.number,
-                device=row.device,
-                holder=row.holder,
-                start=row.start_time,
-                end=row.end_time,
-                started=row.state == ReservationState.ACTIVE,
-            )
-        )
-    for row in connection.execute(select(devices)):
-        clocks = json.loads(row.clocks) if row.clocks else {}
-        loaded.devices[row.device] = DeviceRecord(row.epoch, row.calibrate_time, row.properties, clocks)
-    for row in connection.execute(select(usage)):
-        loaded.usage[row.path] = UsageRow(bool(row.is_user), row.shares, row.settled, row.exponent, row.charged_ns)
-    loaded.requests = [(row[0], row[1]) for row in connection.execute(select(requests.c.caller, requests.c.request_id))]
-    loaded.lengths = read_lengths(connection, INSTRUCTIVE_OUTCOMES, RESTORED_RUNS_MAX)
-    return loaded
-
-
-def _load_jobs(connection: Connection, loaded: Loaded) -> None:
-    columns = (
+# Written once: to write a query takes longer than to ask it.
+_LAST_SEQ: Final = select(func.max(jobs.c.seq))
+_LAST_SESSION: Final = select(func.max(sessions.c.number))
+_LAST_RESERVATION: Final = select(func.max(reservations.c.number))
+_NEWEST_TIMES: Final = (
+    select(meta.c.value).where(meta.c.key == "alive"),
+    select(events.c.time).order_by(events.c.event_number.desc()).limit(1),
+    select(jobs.c.create_time).order_by(jobs.c.seq.desc()).limit(1),
+)
+_RESERVATIONS: Final = select(reservations).where(
+    reservations.c.state.in_([str(ReservationState.SCHEDULED), str(ReservationState.ACTIVE)])
+)
+_DEVICES: Final = select(devices)
+_USAGE: Final = select(usage)
+_REQUESTS: Final = select(requests.c.caller, requests.c.request_id)
+_UNFINISHED_JOBS: Final = (
+    select(
         jobs.c.job,
         jobs.c.seq,
         jobs.c.user,
@@ -111,7 +85,58 @@ def _load_jobs(connection: Connection, loaded: Loaded) -> None:
         jobs.c.state,
         jobs.c.start_time,
     )
-    for row in connection.execute(select(*columns).where(jobs.c.end_time.is_(None)).order_by(jobs.c.seq)).all():
+    .where(jobs.c.end_time.is_(None))
+    .order_by(jobs.c.seq)
+)
+_SESSIONS: Final = select(sessions).where(sessions.c.clocks.is_not(None)).order_by(sessions.c.number)
+_OF_SESSIONS: Final = jobs.c.session.in_(
+    select(sessions.c.session).where(sessions.c.clocks.is_not(None)).scalar_subquery()
+)
+"""Asked once for all of them: there may be thousands."""
+_JOB_COUNTS: Final = (
+    select(jobs.c.session, jobs.c.state, func.count()).where(_OF_SESSIONS).group_by(jobs.c.session, jobs.c.state)
+)
+_BROUGHT_CIRCUITS: Final = (
+    select(jobs.c.session, jobs.c.new_digests, jobs.c.job)
+    .where(_OF_SESSIONS, jobs.c.new_digests.is_not(None))
+    .order_by(jobs.c.seq)
+)
+
+
+def load(connection: Connection) -> Loaded:
+    """Read it, in one read transaction."""
+    loaded = Loaded()
+    loaded.event_number = last_event_number(connection)
+    loaded.seq = connection.execute(_LAST_SEQ).scalar() or 0
+    loaded.session_number = connection.execute(_LAST_SESSION).scalar() or 0
+    loaded.reservation_number = connection.execute(_LAST_RESERVATION).scalar() or 0
+    loaded.alive = max(connection.execute(query).scalar() or 0 for query in _NEWEST_TIMES)
+    _load_jobs(connection, loaded)
+    _load_sessions(connection, loaded)
+    for row in connection.execute(_RESERVATIONS):
+        loaded.reservations.append(
+            scheduling.ReservationRecord(
+                reservation=row.reservation,
+                number=row.number,
+                device=row.device,
+                holder=row.holder,
+                start=row.start_time,
+                end=row.end_time,
+                started=row.state == ReservationState.ACTIVE,
+            )
+        )
+    for row in connection.execute(_DEVICES):
+        clocks = json.loads(row.clocks) if row.clocks else {}
+        loaded.devices[row.device] = DeviceRecord(row.epoch, row.calibrate_time, row.properties, clocks)
+    for row in connection.execute(_USAGE):
+        loaded.usage[row.path] = UsageRow(bool(row.is_user), row.shares, row.settled, row.exponent, row.charged_ns)
+    loaded.requests = [(row[0], row[1]) for row in connection.execute(_REQUESTS)]
+    loaded.lengths = read_lengths(connection, INSTRUCTIVE_OUTCOMES, RESTORED_RUNS_MAX)
+    return loaded
+
+
+def _load_jobs(connection: Connection, loaded: Loaded) -> None:
+    for row in connection.execute(_UNFINISHED_JOBS).all():
         job, seq, user, device, session, job_class, priority, estimate, limit, first, attempts, lost, state, start = row
         loaded.jobs.append(
             scheduling.JobRecord(
@@ -135,7 +160,7 @@ def _load_jobs(connection: Connection, loaded: Loaded) -> None:
 
 def _load_sessions(connection: Connection, loaded: Loaded) -> None:
     names = {column.name for column in sessions.c} - {"clocks", "mode", "state", "close_reason"}
-    for row in connection.execute(select(sessions).where(sessions.c.clocks.is_not(None)).order_by(sessions.c.number)):
+    for row in connection.execute(_SESSIONS):
         values = {name: value for name, value in row._mapping.items() if name in names}
         values["active"] = bool(row.active)
         values["accepting_jobs"] = bool(row.accepting_jobs)
@@ -147,21 +172,9 @@ def _load_sessions(connection: Connection, loaded: Loaded) -> None:
             clocks=json.loads(row.clocks),
         )
         loaded.sessions[record.session] = record
-    # Asked once for all of them: there may be thousands.
-    live = select(sessions.c.session).where(sessions.c.clocks.is_not(None)).scalar_subquery()
-    counted = (
-        select(jobs.c.session, jobs.c.state, func.count())
-        .where(jobs.c.session.in_(live))
-        .group_by(jobs.c.session, jobs.c.state)
-    )
-    for session, state, count in connection.execute(counted):
+    for session, state, count in connection.execute(_JOB_COUNTS):
         loaded.sessions[session].counts[JobState(state)] = count
-    brought = (
-        select(jobs.c.session, jobs.c.new_digests, jobs.c.job)
-        .where(jobs.c.session.in_(live), jobs.c.new_digests.is_not(None))
-        .order_by(jobs.c.seq)
-    )
-    for session, joined, job in connection.execute(brought):
+    for session, joined, job in connection.execute(_BROUGHT_CIRCUITS):
         loaded.circuits.append((session, split_digests(joined), job))
 
 

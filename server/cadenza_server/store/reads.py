@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Integer, Row, Select, and_, bindparam, func, or_, select, text
 from sqlalchemy.sql.elements import KeyedColumnElement
 
 from cadenza_server.model.errors import Code, Refusal
@@ -234,23 +234,26 @@ def split_digests(joined: bytes | None) -> tuple[bytes, ...]:
     return tuple(joined[i : i + 32] for i in range(0, len(joined), 32)) if joined else ()
 
 
+_PROGRAM_OF_JOB: Final = (
+    select(
+        jobs.c.seq,
+        jobs.c.session,
+        jobs.c.min_duration_ns,
+        jobs.c.new_digests,
+        jobs.c.digests,
+        jobs.c.workload,
+        jobs.c.estimate_hint_ns,
+        jobs.c.create_time,
+        func.coalesce(jobs.c.program, programs.c.program).label("program"),
+    )
+    .join_from(jobs, programs, jobs.c.seq == programs.c.seq, isouter=True)
+    .where(jobs.c.job == bindparam("name"))
+)
+
+
 def read_program(connection: Connection, job: str) -> ProgramRow | None:
     """The program of one job."""
-    row = connection.execute(
-        select(
-            jobs.c.seq,
-            jobs.c.session,
-            jobs.c.min_duration_ns,
-            jobs.c.new_digests,
-            jobs.c.digests,
-            jobs.c.workload,
-            jobs.c.estimate_hint_ns,
-            jobs.c.create_time,
-            func.coalesce(jobs.c.program, programs.c.program).label("program"),
-        )
-        .join_from(jobs, programs, jobs.c.seq == programs.c.seq, isouter=True)
-        .where(jobs.c.job == job)
-    ).first()
+    row = connection.execute(_PROGRAM_OF_JOB, {"name": job}).first()
     if row is None:
         return None
     return ProgramRow(
@@ -266,9 +269,12 @@ def read_program(connection: Connection, job: str) -> ProgramRow | None:
     )
 
 
+_RESULT_OF_JOB: Final = select(results.c.result).where(results.c.job == bindparam("name"))
+
+
 def read_result(connection: Connection, job: str) -> bytes | None:
     """The serialised result, if there is one."""
-    found: bytes | None = connection.execute(select(results.c.result).where(results.c.job == job)).scalar()
+    found: bytes | None = connection.execute(_RESULT_OF_JOB, {"name": job}).scalar()
     return found
 
 
@@ -356,37 +362,45 @@ def list_runs(connection: Connection, where: RunFilter, page_size: int, page_tok
     return _page(connection.execute(query).all(), size, run_view, lambda row: make_token("runs", where, [row.run]))
 
 
+_LATEST_RUN: Final = select(func.max(runs.c.run))
+_LENGTHS: Final = (
+    select(
+        runs.c.device,
+        runs.c.user,
+        jobs.c.workload,
+        jobs.c.estimate_hint_ns,
+        runs.c.estimate_ns,
+        runs.c.end_time - runs.c.start_time,
+    )
+    .join(jobs, jobs.c.job == runs.c.job)
+    .where(
+        runs.c.run > bindparam("after"),
+        runs.c.outcome.in_(bindparam("outcomes", expanding=True)),
+        jobs.c.workload.is_not(None),
+    )
+    .order_by(runs.c.run)
+)
+
+
 def read_lengths(
     connection: Connection, outcomes: Iterable[RunOutcome], count: int
 ) -> list[tuple[str, str, bytes, int | None, int, int]]:
     """Of those among the latest `count` runs that had one of these outcomes, and whose workload is known, the oldest
     first: device, user, workload, the client's hint, estimate and length."""
-    latest = connection.execute(select(func.max(runs.c.run))).scalar() or 0
-    query = (
-        select(
-            runs.c.device,
-            runs.c.user,
-            jobs.c.workload,
-            jobs.c.estimate_hint_ns,
-            runs.c.estimate_ns,
-            runs.c.end_time - runs.c.start_time,
-        )
-        .join(jobs, jobs.c.job == runs.c.job)
-        .where(
-            runs.c.run > latest - count,
-            runs.c.outcome.in_([str(outcome) for outcome in outcomes]),
-            jobs.c.workload.is_not(None),
-        )
-        .order_by(runs.c.run)
-    )
-    return [(row[0], row[1], row[2], row[3], row[4], row[5]) for row in connection.execute(query)]
+    latest = connection.execute(_LATEST_RUN).scalar() or 0
+    values = {"after": latest - count, "outcomes": [str(outcome) for outcome in outcomes]}
+    return [(row[0], row[1], row[2], row[3], row[4], row[5]) for row in connection.execute(_LENGTHS, values)]
 
 
 # --- sessions -----------------------------------------------------------------------------------------------------
+_JOB_COUNTS: Final = (
+    select(jobs.c.state, func.count()).where(jobs.c.session == bindparam("name")).group_by(jobs.c.state)
+)
+
+
 def read_job_counts(connection: Connection, session: str) -> JobCounts:
     """How many jobs of a session are in each state."""
-    query = select(jobs.c.state, func.count()).where(jobs.c.session == session).group_by(jobs.c.state)
-    return JobCounts(**{row[0].lower(): row[1] for row in connection.execute(query)})
+    return JobCounts(**{row[0].lower(): row[1] for row in connection.execute(_JOB_COUNTS, {"name": session})})
 
 
 def session_view(connection: Connection, row: Row[Any]) -> SessionView:
@@ -423,9 +437,12 @@ def session_view(connection: Connection, row: Row[Any]) -> SessionView:
     )
 
 
+_SESSION_BY_NAME: Final = select(sessions).where(sessions.c.session == bindparam("name"))
+
+
 def read_session(connection: Connection, session: str) -> SessionView | None:
     """One session."""
-    row = connection.execute(select(sessions).where(sessions.c.session == session)).first()
+    row = connection.execute(_SESSION_BY_NAME, {"name": session}).first()
     return None if row is None else session_view(connection, row)
 
 
@@ -541,17 +558,29 @@ def _event_row(row: Row[Any]) -> EventRow:
     return EventRow(row.event_number, row.time, row.job, row.session, row.kind, json.loads(row.body))
 
 
+_LAST_EVENT: Final = select(func.max(events.c.event_number))
+_LAST_ACCEPTANCE: Final = select(jobs.c.accept_event).order_by(jobs.c.seq.desc()).limit(1)
+
+
 def last_event_number(connection: Connection) -> int:
     """The newest committed number, of `events` or of an acceptance that a job's row stands for."""
-    recorded = connection.execute(select(func.max(events.c.event_number))).scalar() or 0
-    accepted = connection.execute(select(jobs.c.accept_event).order_by(jobs.c.seq.desc()).limit(1)).scalar() or 0
+    recorded = connection.execute(_LAST_EVENT).scalar() or 0
+    accepted = connection.execute(_LAST_ACCEPTANCE).scalar() or 0
     return max(int(recorded), int(accepted))
+
+
+_EVENTS_OF_JOB: Final = (
+    select(events)
+    .where(events.c.job == bindparam("name"), events.c.event_number > bindparam("after"))
+    .order_by(events.c.event_number)
+    .limit(bindparam("count", type_=Integer))
+)
 
 
 def events_of_job(connection: Connection, job: str, after: int, limit: int) -> list[EventRow]:
     """The recorded changes of one job (not its acceptance, nor what befell its whole session), the oldest first."""
-    query = select(events).where(events.c.job == job, events.c.event_number > after)
-    return [_event_row(row) for row in connection.execute(query.order_by(events.c.event_number).limit(limit))]
+    values = {"name": job, "after": after, "count": limit}
+    return [_event_row(row) for row in connection.execute(_EVENTS_OF_JOB, values)]
 
 
 def events_of_session(
@@ -591,9 +620,12 @@ class RequestRow:
     answer: str | None
 
 
+_REQUEST: Final = select(requests).where(
+    requests.c.caller == bindparam("caller"), requests.c.request_id == bindparam("request_id")
+)
+
+
 def read_request(connection: Connection, caller: str, request_id: str) -> RequestRow | None:
     """One call."""
-    row = connection.execute(
-        select(requests).where(requests.c.caller == caller, requests.c.request_id == request_id)
-    ).first()
+    row = connection.execute(_REQUEST, {"caller": caller, "request_id": request_id}).first()
     return None if row is None else RequestRow(row.digest, row.first_seq, row.job_count, row.answer)
