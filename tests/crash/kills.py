@@ -33,10 +33,12 @@ START_SECONDS_MAX: Final = 60.0
 DRAIN_SECONDS_MAX: Final = 120.0
 CALLERS: Final = 4
 QUEUED_MAX: Final = 40
+PLUGINS: Final = Path(__file__).parents[1] / "plugins"
 CONFIG: Final = """
 [devices.sim]
-kind = "aer"
+kind = "noop"
 num_qubits = 2
+options = { seconds = 0.02 }
 """
 BELL: Final = 'OPENQASM 2.0;\ninclude "qelib1.inc";\nqreg q[2];\ncreg c[2];\nh q[0];\ncx q[0],q[1];\nmeasure q -> c;\n'
 
@@ -88,7 +90,7 @@ class _Caller(threading.Thread):
             answer = self._call(stub.SubmitJob, job_service_pb2.SubmitJobRequest(job=spec, request_id=request_id))
             if answer is not None:
                 ledger.jobs[answer.job.job_id] = answer.job.seq
-        elif dice < 0.7 and mine:
+        elif dice < 0.63 and mine:
             name = source.choice(mine[-5:])
             request = job_service_pb2.CancelJobRequest(job_id=name, request_id=request_id)
             if self._call(stub.CancelJob, request) is not None:
@@ -139,7 +141,12 @@ class _Server:
         command += ["--data-dir", str(self._folder / "data"), "--config", str(self._folder / "cadenza.toml")]
         with (self._folder / "server.log").open("a") as log:
             self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+                command,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": f"{PLUGINS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
             )
         assert self.process.stdout is not None
         assert self.process.stdout.readline().startswith("listening"), (self._folder / "server.log").read_text()[-3000:]

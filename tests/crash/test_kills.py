@@ -8,7 +8,7 @@ import pytest
 from tests.crash import kills
 from tests.simulation.seeds import seed_of
 
-KILLS = 3
+KILLS = 10
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process that writes in /proc")

@@ -1,9 +1,11 @@
-"""A device that does nothing: every program succeeds at once with an empty result. For measuring all but devices.
+"""A device that does nothing: every program succeeds with an empty result, at once, or after S with `options = {
+seconds = S }`. For measuring all but devices, and for servers that are killed.
 
 With this folder on PYTHONPATH a configuration may say `kind = "noop"`; its workers start in a fraction of the time of
 Aer's, for they load no Qiskit.
 """
 
+import time
 from collections.abc import Callable, Mapping
 
 from cadenza.v1.circuit_pb2 import Circuit
@@ -19,6 +21,7 @@ class Noop:
 
     def __init__(self, name: str, spec: DeviceSpec, draw_seed: Callable[[], int]) -> None:
         self._name = name
+        self._seconds = float(spec.options.get("seconds", 0))
 
     def describe(self) -> Device:
         return Device(name=self._name, description="does nothing")
@@ -29,6 +32,8 @@ class Noop:
     def execute(
         self, program: Program, circuits: Mapping[bytes, Circuit], *, epoch: int, attempt: int, age_ns: int = 0
     ) -> Executed:
+        if self._seconds:
+            time.sleep(self._seconds)
         result = JobResult()
         kind = program.WhichOneof("kind")
         for _ in getattr(program, kind).pubs if kind else ():
