@@ -14,7 +14,7 @@ from typing import Final
 
 INSTALL: Final = "pip install 'cadenza[snapshots]'"
 
-_CLASS: Final = re.compile(r"^class (\w+)\(FakeBackendV2\):", re.MULTILINE)
+_CLASS: Final = re.compile(r"^class (\w+)\((?:fake_backend\.)?FakeBackendV2\):", re.MULTILINE)
 _FILE: Final = re.compile(r"""^    conf_filename(?:: str)? = ["'](.+?)["']""", re.MULTILINE)
 
 
