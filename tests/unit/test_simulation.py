@@ -16,7 +16,7 @@ from cadenza_server.model.settings import RUNTIME_2023, RUNTIME_2024, SECOND
 from cadenza_server.model.words import JobReason, JobState, Pending
 from cadenza_server.scheduling.jobs import JOB_TRANSITIONS, JobEvent
 from cadenza_server.scheduling.sessions import SESSION_TRANSITIONS, SessionEvent
-from cadenza_server.simulation import ScenarioError, differences, parse_scenario, run_files, simulate
+from cadenza_server.simulation import ScenarioError, compare_files, differences, parse_scenario, run_files, simulate
 from typer.testing import CliRunner
 
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
@@ -141,6 +141,72 @@ def test_anchors_and_aliases_stand_for_what_they_name() -> None:
         "name: x\ndevices: {q1: &settings {limit: 5}, q2: *settings}\nevents: []\n",
     )
     assert scenario.devices["q1"] == scenario.devices["q2"] == replace(RUNTIME_2023, limit=5 * SECOND)
+
+
+WORKLOAD = """name: x
+devices: {qpu: {}}
+workload: {seed: 1, duration: 10, users: {u: {count: 1}}, generators: {g: {kind: JOBS, users: u, every: 1, run: RUN}}}
+"""
+
+
+def _mixes(levels: int) -> str:
+    return "{mix: [[1, " * levels + "1" + "]]}" * levels
+
+
+def _nested_aliases(levels: int) -> str:
+    parts = ["[1, &m0 {mix: [[1, 1], [1, 2]]}]"]
+    for i in range(levels):
+        tens = ", ".join([f"[1, *m{i}]"] * 10)
+        parts.append(f"[1, &m{i + 1} {{mix: [{tens}]}}]")
+    return "{mix: [" + ", ".join(parts) + "]}"
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (_mixes(1_000), "in each other"),
+        ("[" * 100_000, "in each other"),
+        ("{a: " * 100_000, "in each other"),
+        ("&m {mix: [[1, *m]]}", "&m cannot be a part of itself"),
+        (_nested_aliases(9), "more than 100000 values"),
+        ("{mix: [[1, &a " + "[" * 15 + "]" * 15 + "], [1, " + "[" * 15 + "*a" + "]" * 15 + "]]}", "levels deep"),
+    ],
+)
+def test_file_that_would_take_for_ever_or_is_too_deep_to_read_is_refused_at_once(run: str, reason: str) -> None:
+    with pytest.raises(ScenarioError) as refused:
+        parse_scenario(WORKLOAD.replace("RUN", run))
+    assert refused.value.line == 3
+    assert reason in refused.value.reason
+
+
+def test_mixes_in_mixes_and_aliases_of_them_are_read_as_far_as_anybody_goes() -> None:
+    for run in (_mixes(5), _nested_aliases(2)):
+        assert parse_scenario(WORKLOAD.replace("RUN", run)).workload is not None
+
+
+@pytest.mark.parametrize("key", ["at", "run", "estimate", "limit", "priority"])
+def test_number_of_thousands_of_digits_is_refused_with_its_line(key: str) -> None:
+    event = {"at": "0", "submit": "a", "user": "u", "run": "1", key: "1" * 5_000}
+    line = ", ".join(f"{name}: {value}" for name, value in event.items())
+    with pytest.raises(ScenarioError) as refused:
+        parse_scenario(f"name: x\ndevices: {{qpu: {{}}}}\nevents:\n  - {{{line}}}\n")
+    assert refused.value.line == 4
+    assert len(refused.value.reason) < 200
+
+
+def test_scenario_that_goes_on_beyond_all_time_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "long.yaml"
+    length = 2_305_843_009
+    jobs = [f"  - {{at: 0, submit: a{i}, user: u, run: {length}}}" for i in range(8)]
+    file.write_text("\n".join(["name: x", f"devices: {{qpu: {{limit: {length}}}}}", "events:", *jobs, ""]))
+    for run in (run_files, compare_files):
+        assert run([file], True, out := io.StringIO(), err := io.StringIO()) == 2
+        assert (out.getvalue(), err.getvalue()) == (
+            "",
+            f"{file}:1: it goes on for more than 4611686018 seconds: give it an `until`\n",
+        )
+    file.write_text(file.read_text() + f"until: {length}\n")
+    assert run_files([file], True, io.StringIO(), io.StringIO()) == 0
 
 
 def test_outcome_is_printed_exactly(tmp_path: Path) -> None:

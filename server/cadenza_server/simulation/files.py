@@ -59,10 +59,15 @@ def run_files(
         figures = None if json or scenario.workload is None else Figures(scenario)
         outcome = SimulationOutcome()
         observers = [each for each in (picture, figures) if each is not None]
-        if figures is not None and scenario.expect is None:
-            outcome.rejected.extend(run_scenario(scenario, observers=observers))
-        else:
-            outcome = simulate(scenario, observers=observers)
+        try:
+            if figures is not None and scenario.expect is None:
+                outcome.rejected.extend(run_scenario(scenario, observers=observers))
+            else:
+                outcome = simulate(scenario, observers=observers)
+        except ScenarioError as error:
+            _print_error(path, error, err)
+            code = NO_SCENARIO
+            continue
         if json:
             print(outcome.as_json(), file=out)
         elif figures is not None:
@@ -101,13 +106,18 @@ def compare_files(paths: Sequence[Path], json: bool, out: TextIO, err: TextIO | 
             code = NO_SCENARIO
             continue
         figures = Figures(scenario)
-        if scenario.expect is None:
-            rejected = run_scenario(scenario, observers=[figures])
-        else:
-            outcome = simulate(scenario, observers=[figures])
-            rejected = outcome.rejected
-            if _print_differences(path, scenario, outcome, err):
-                code = max(code, NOT_MET)
+        try:
+            if scenario.expect is None:
+                rejected = run_scenario(scenario, observers=[figures])
+            else:
+                outcome = simulate(scenario, observers=[figures])
+                rejected = outcome.rejected
+                if _print_differences(path, scenario, outcome, err):
+                    code = max(code, NOT_MET)
+        except ScenarioError as error:
+            _print_error(path, error, err)
+            code = NO_SCENARIO
+            continue
         output = figures.as_output(rejected)
         if json:
             print(to_json({"file": str(path), "name": scenario.name, **output}), file=out)
@@ -124,10 +134,14 @@ def _read(path: Path, err: TextIO) -> Scenario | None:
     try:
         return read_scenario(path)
     except ScenarioError as error:
-        print(f"{path}:{error.line}: {error.reason}", file=err)
+        _print_error(path, error, err)
     except OSError as error:
         print(f"{path}: it cannot be read: {error.strerror}", file=err)
     return None
+
+
+def _print_error(path: Path, error: ScenarioError, err: TextIO) -> None:
+    print(f"{path}:{error.line}: {error.reason}", file=err)
 
 
 def _print_differences(path: Path, scenario: Scenario, outcome: SimulationOutcome, err: TextIO) -> bool:

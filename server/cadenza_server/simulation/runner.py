@@ -21,6 +21,10 @@ from cadenza_server.simulation.record import Record
 from cadenza_server.simulation.scenario import Scenario
 from cadenza_server.simulation.step import Behaviour, Step
 from cadenza_server.simulation.traffic import Traffic
+from cadenza_server.simulation.tree import ScenarioError
+
+END_MAX: Final = 2**62
+"""Nanoseconds, 146 years: no scenario goes on longer. The scheduler's times, estimates added, stay below 2**63."""
 
 
 def simulate(
@@ -29,7 +33,7 @@ def simulate(
     observers: Sequence[Observer] = (),
     _queue: Callable[[int], Queue] = Queue,
 ) -> SimulationOutcome:
-    """Run a scenario to its end, or to its `until`, and return all that came of it."""
+    """Run a scenario to its end, or to its `until`, and return all that came of it. Raises as `run_scenario`."""
     record = Record()
     refused = run_scenario(scenario, listeners=(record,), observers=observers, _queue=_queue)
     record.outcome.rejected.extend(refused)
@@ -44,7 +48,7 @@ def run_scenario(
     _queue: Callable[[int], Queue] = Queue,
 ) -> list[Rejected]:
     """Run a scenario to its end, or to its `until`. Keeps nothing of it but the commands that were refused: who wants
-    more listens."""
+    more listens. Raises `ScenarioError` if it goes on beyond `END_MAX`."""
     source: Source = Script(scenario.steps) if scenario.workload is None else Traffic(scenario.workload)
     scheduler = Scheduler(
         scenario.devices,
@@ -71,6 +75,8 @@ def run_scenario(
             now = at
         if now is None or (until is not None and now > until):
             break
+        if now >= END_MAX:
+            raise ScenarioError(1, f"it goes on for more than {END_MAX // 10**9} seconds: give it an `until`")
         for i, (look, observer) in enumerate(looks):
             while look < now:
                 observer.look(scheduler)

@@ -7,6 +7,10 @@ import yaml
 
 _TAG: Final = "tag:yaml.org,2002:"
 _TEXT: Final = _TAG + "str"
+NESTING_MAX: Final = 32
+"""Levels of lists and mappings in each other, those that aliases stand for included."""
+ALIASED_MAX: Final = 100_000
+"""Values that all aliases of a file stand for: with aliases in what others stand for, a kilobyte could be a billion."""
 
 
 class ScenarioError(ValueError):
@@ -75,6 +79,21 @@ def _events(loader: yaml.CSafeLoader) -> Iterator[Any]:
         yield loader.get_event()
 
 
+def _measure(tree: Tree, most: int) -> tuple[int, int]:
+    """Return how many values a tree has, all that aliases stand for counted each time, and its levels; stops counting
+    when there are more than `most`."""
+    count, levels = 0, 0
+    waiting = [(tree, 0)]
+    while waiting and count <= most:
+        each, level = waiting.pop()
+        count += 1
+        levels = max(levels, level)
+        if not isinstance(each, Scalar):
+            parts = each.items if isinstance(each, List) else each.entries.values()
+            waiting.extend((part, level + 1) for part in parts)
+    return count, levels
+
+
 def _build(loader: yaml.CSafeLoader, events: Iterator[Any]) -> Tree:
     root: Tree | None = None
     stack: list[tuple[Table | List, str | None]] = []
@@ -82,6 +101,7 @@ def _build(loader: yaml.CSafeLoader, events: Iterator[Any]) -> Tree:
     key: str | None = None
     anchors: dict[str, Tree] = {}
     words: dict[str, str] = {}
+    aliased = 0
     resolve: Callable[[type, str, tuple[bool, bool]], str] = loader.resolve
     for event in events:
         tree: Tree
@@ -107,15 +127,26 @@ def _build(loader: yaml.CSafeLoader, events: Iterator[Any]) -> Tree:
                 raise ScenarioError(line, "a scenario has no tags: leave it out")
             if type(inside) is Table and key is None:
                 raise ScenarioError(line, "a key is text")
+            if len(stack) >= NESTING_MAX:
+                raise ScenarioError(line, f"this is more than {NESTING_MAX} lists and mappings in each other")
             tree = Table(line) if kind is yaml.MappingStartEvent else List(line)
         elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
             stack.pop()
             inside, key = stack[-1] if stack else (None, None)
             continue
         elif kind is yaml.AliasEvent:
+            line = event.start_mark.line + 1
             if event.anchor not in anchors or (type(inside) is Table and key is None):
-                raise ScenarioError(event.start_mark.line + 1, f"there is no value &{event.anchor} before this")
+                raise ScenarioError(line, f"there is no value &{event.anchor} before this")
             tree = anchors[event.anchor]
+            if any(tree is each for each, _ in stack):
+                raise ScenarioError(line, f"&{event.anchor} cannot be a part of itself")
+            count, levels = _measure(tree, ALIASED_MAX - aliased)
+            aliased += count
+            if aliased > ALIASED_MAX:
+                raise ScenarioError(line, f"aliases stand for more than {ALIASED_MAX} values: write them out")
+            if len(stack) + levels > NESTING_MAX:
+                raise ScenarioError(line, f"with *{event.anchor} this is more than {NESTING_MAX} levels deep")
         elif kind is yaml.DocumentStartEvent and root is not None:
             raise ScenarioError(event.start_mark.line + 1, "a file holds one scenario: write the next into its own")
         else:

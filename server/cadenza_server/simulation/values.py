@@ -15,6 +15,10 @@ _INTEGER: Final = re.compile(r"[-+]?(?:0|[1-9]\d*)")
 _NUMBER: Final = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 DECIMALS_MAX: Final = 3
 """Of a time in seconds."""
+SHOWN_MAX: Final = 80
+"""Of the text of a value in a sentence about it."""
+DIGITS_MAX: Final = 1_000
+"""Of a number; Python reads some thousands."""
 
 _T = TypeVar("_T")
 
@@ -71,7 +75,7 @@ def refuse(tree: Tree, reason: str) -> NoReturn:
 def show(tree: Tree) -> str:
     """Say in short what stands there."""
     if isinstance(tree, Scalar):
-        return f"{tree.text!r}"
+        return repr(tree.text if len(tree.text) <= SHOWN_MAX else tree.text[:SHOWN_MAX] + "...")
     return "a mapping" if isinstance(tree, Table) else "a list"
 
 
@@ -88,7 +92,8 @@ def read_seconds(tree: Tree) -> int:
         refuse(tree, f"expected a time in seconds, not {show(tree)}")
     match = _SECONDS.fullmatch(tree.text)
     if match is None or len(match[3] or "") > DECIMALS_MAX:
-        refuse(tree, f"a time is seconds with at most three decimals, such as 2 or 0.125, not {tree.text}")
+        refuse(tree, f"a time is seconds with at most three decimals, such as 2 or 0.125, not {tree.text[:SHOWN_MAX]}")
+    _check_digits(tree)
     sign, whole, decimals = match.groups()
     value = int(whole + (decimals or "").ljust(DECIMALS_MAX, "0")) * 1_000_000
     return -value if sign == "-" else value
@@ -114,7 +119,13 @@ def read_integer(tree: Tree) -> int:
     """Return a whole number."""
     if not isinstance(tree, Scalar) or tree.kind != "int" or not _INTEGER.fullmatch(tree.text):
         refuse(tree, f"expected a whole number, not {show(tree)}")
+    _check_digits(tree)
     return int(tree.text)
+
+
+def _check_digits(tree: Scalar) -> None:
+    if len(tree.text) > DIGITS_MAX:
+        refuse(tree, f"a number has at most {DIGITS_MAX} digits, not {len(tree.text)}")
 
 
 def read_number(tree: Tree) -> float:
