@@ -80,14 +80,19 @@ Global___SubmitJobResponse: _TypeAlias = SubmitJobResponse  # noqa: Y015
 
 @_typing.final
 class SubmitJobStreamRequest(_message.Message):
-    """Asks to submit one job; the fields of `SubmitJobRequest`."""
+    """Asks to submit one job; the fields of `SubmitJobRequest`, and what the answer may hold."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
+    INCLUDE_END_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """As in `SubmitJobRequest`, and as good for a repetition with `SubmitJob`."""
+    include_end: _builtins.bool
+    """If the job has ended by the time at which it is on disk, as one of a few milliseconds may, the answer is `ended`,
+    with its result. A repetition is the same request whether it asks for this or not.
+    """
     @_builtins.property
     def job(self) -> _job_pb2.JobSpec:
         """The job."""
@@ -97,10 +102,11 @@ class SubmitJobStreamRequest(_message.Message):
         *,
         request_id: _builtins.str = ...,
         job: _job_pb2.JobSpec | None = ...,
+        include_end: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_end", b"include_end", "job", b"job", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -115,6 +121,7 @@ class SubmitJobStreamResponse(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Of the request that this answers."""
     @_builtins.property
@@ -125,18 +132,25 @@ class SubmitJobStreamResponse(_message.Message):
     def refusal(self) -> _errors_pb2.Refusal:
         """Why it was refused; nothing is queued."""
 
+    @_builtins.property
+    def ended(self) -> _event_pb2.JobEnded:
+        """The job was accepted, ran and ended, and all of that is on disk. Only if `include_end` asked for it; the first
+        answer to a request may be this, a repetition's is `job`.
+        """
+
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         job: _job_pb2.Job | None = ...,
         refusal: _errors_pb2.Refusal | None = ...,
+        ended: _event_pb2.JobEnded | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "outcome", b"outcome", "refusal", b"refusal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "job", b"job", "outcome", b"outcome", "refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "outcome", b"outcome", "refusal", b"refusal", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "job", b"job", "outcome", b"outcome", "refusal", b"refusal", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["job", "refusal"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["job", "refusal", "ended"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
