@@ -6,7 +6,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,27 +38,29 @@ def command(*arguments: str) -> list[str]:
 
 
 @contextmanager
-def running(folder: Path, config: str, *arguments: str) -> Iterator[RunningServer]:
-    """A server that is told `config` and is stopped at the end."""
+def running(
+    folder: Path,
+    config: str,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+) -> Iterator[RunningServer]:
+    """A server that is told `config` and is stopped at the end. `environment`: beside this process's own; `prefix`: a
+    command that becomes the server's."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cadenza.toml").write_text(config)
     log = folder / "server.log"
     with log.open("a") as stderr:
         process = subprocess.Popen(
-            command(
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--data-dir",
-                str(folder / "data"),
-                "--config",
-                str(folder / "cadenza.toml"),
-                *arguments,
-            ),
+            [
+                *prefix,
+                *command("serve", "--listen", "127.0.0.1:0", "--data-dir", str(folder / "data")),
+                *("--config", str(folder / "cadenza.toml"), *arguments),
+            ],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env={**os.environ, "PYTHONWARNINGS": "default"},
+            env={**os.environ, "PYTHONWARNINGS": "default", **(environment or {})},
         )
     try:
         assert process.stdout is not None

@@ -122,8 +122,9 @@ class Server:
         """Known once it has started, also with port 0."""
         self._metrics = Metrics(tuple(config.devices)) if config.metrics is not None else None
         self._metrics_server: MetricsServer | None = None
+        self._store = Store(config.data_dir)
         self.engine = Engine(
-            store=Store(config.data_dir),
+            store=self._store,
             devices={name: _plan(name, device) for name, device in config.devices.items()},
             clock=self._clock,
             ids=ids or TimeOrderedIds(self._clock, random.Random(secrets.randbits(256))),
@@ -148,6 +149,7 @@ class Server:
         check_exposure(self._config)
         server = self._build()
         self.address = self._bind(server)
+        self._store.address = str(self.address)
         try:
             self._serve_metrics()
             await self.engine.start()

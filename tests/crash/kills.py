@@ -163,13 +163,22 @@ class _Server:
     def kill_writer(self) -> bool:
         """Only the process that writes."""
         assert self.process is not None
-        threads = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        for child in " ".join(each.read_text() for each in threads).split():
-            with suppress(OSError):
-                if b"commit_process.py" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    os.kill(int(child), signal.SIGKILL)
-                    return True
+        writer = find_writer(self.process.pid)
+        if writer is not None:
+            with suppress(ProcessLookupError):
+                os.kill(writer, signal.SIGKILL)
+                return True
         return False
+
+
+def find_writer(server: int) -> int | None:
+    """The process that writes the store of a server; None if there is none just now."""
+    threads = Path(f"/proc/{server}/task").glob("*/children")
+    for child in " ".join(each.read_text() for each in threads).split():
+        with suppress(OSError):
+            if b"commit_process.py" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+    return None
 
 
 def run(folder: Path, kills: int, seed: int) -> str:

@@ -121,7 +121,9 @@ def test_a_data_directory_in_use_says_by_whom(tmp_path: Path, kit: Any) -> None:
     with kit.running(tmp_path, SMALL) as server:
         done = run(kit, "serve", "--listen", "127.0.0.1:0", "--data-dir", str(tmp_path / "data"))
         assert done.returncode == 1
-        assert str(server.process.pid) in done.stderr
+        assert f"process {server.process.pid} on " in done.stderr
+        assert f"which serves {server.address}, since 20" in done.stderr
+        assert "stop that server, or give another --data-dir" in done.stderr
         assert "Traceback" not in done.stderr
 
 

@@ -1,6 +1,7 @@
 """The engine as others see it: commands with idempotency, watches, reads. It decides nothing."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -56,6 +57,7 @@ from cadenza_server.store.views import (
 )
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -495,6 +497,7 @@ class Engine:
         except StoreError as error:
             if self._writer.stage in (Stage.STOPPING, Stage.STOPPED):
                 raise stopping() from None
+            _log.error("%s", error)
             raise store_unavailable() from error
 
     async def get_job(self, job: str, *, caller: Caller | None = None) -> JobView:

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -18,10 +19,10 @@ _TRY_SECONDS: Final = 0.01
 
 
 class Lock:
-    """Holds `DIR/lock` from its making until `release`; may wait some seconds for a server that has just died. Raises
-    `StoreInUse` if somebody else holds it."""
+    """Holds `DIR/lock` from its making until `release`; may wait some seconds for a server that has just died. Whoever
+    comes later is told of `address`, where this server is found. Raises `StoreInUse` if somebody else holds it."""
 
-    def __init__(self, data_dir: Path, now: int) -> None:
+    def __init__(self, data_dir: Path, now: int, address: str = "") -> None:
         path = data_dir / "lock"
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -38,9 +39,13 @@ class Lock:
             time.sleep(_TRY_SECONDS)
             patience -= _TRY_SECONDS
         since = datetime.fromtimestamp(now / 1e9, UTC).isoformat(timespec="seconds")
-        note = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}).encode()
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, note, 0)
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "address": address}
+        try:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, json.dumps(holder).encode(), 0)
+        except OSError as error:
+            os.close(self._file)
+            raise StoreError(f"cannot write {path}: {error.strerror}; free the disk") from error
 
     def _take(self) -> bool:
         try:
@@ -55,7 +60,8 @@ class Lock:
 
     def release(self) -> None:
         """Let others have it. The file stays: removing it would race the next holder."""
-        os.ftruncate(self._file, 0)
+        with suppress(OSError):  # a note that stays is read only while somebody holds the lock
+            os.ftruncate(self._file, 0)
         os.close(self._file)
 
 
@@ -81,7 +87,9 @@ def _describe(data_dir: Path, note: bytes) -> str:
                 f"since {holder['since']}): what writes, commit_process.py, ends when its last commit is on disk; if "
                 "the disk is well and it does not end, kill it"
             )
-        who = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
+        address = holder.get("address")
+        where = f", which serves {address}" if address else ""
+        who = f"process {holder['pid']} on {holder['host']}{where}, since {holder['since']}"
     except (ValueError, KeyError, TypeError):
         who = "another process"
     return f"the store in {data_dir} is in use by {who}: stop that server, or give another --data-dir"

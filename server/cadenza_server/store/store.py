@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from sqlalchemy import Connection, create_engine
 from sqlalchemy import Engine as SqlEngine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from cadenza_server.store.batch import Batch
@@ -36,6 +36,8 @@ class Store:
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
         self.path = data_dir / FILE_NAME
+        self.address = ""
+        """Where the server that opens it is found: told to whoever finds the store in use."""
         self._lock: Lock | None = None
         self._committer: Committer | None = None
         self._sql: SqlEngine | None = None
@@ -58,10 +60,10 @@ class Store:
             self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make {self.data_dir}: {error.strerror}; give another --data-dir") from error
-        self._lock = Lock(self.data_dir, now)
+        self._lock = Lock(self.data_dir, now, self.address)
         try:
             migrate(self.path, now)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, SQLAlchemyError, OSError) as error:
             raise StoreError(f"cannot open {self.path} ({error}): free the disk, or restore a backup") from error
         self._sql = create_engine(
             "sqlite://", creator=self._connect, poolclass=QueuePool, pool_size=READERS, max_overflow=0
@@ -125,4 +127,13 @@ class Store:
                 finally:
                     connection.exec_driver_sql("ROLLBACK")
         except (sqlite3.Error, SQLAlchemyError) as error:
-            raise StoreError(f"cannot read {self.path} ({error})") from error
+            raise StoreError(f"cannot read {self.path} ({error}){_advise(error)}") from error
+
+
+def _advise(error: Exception) -> str:
+    """What to do about a file that is damaged; nothing for other errors, which may pass."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return ": the file is damaged; see `cadenza check`, stop the server and restore a backup"
+    return ""
