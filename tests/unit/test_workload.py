@@ -18,6 +18,7 @@ from cadenza_server.cli import build_app
 from cadenza_server.model.commands import CloseSession, CreateSession, SubmitJob
 from cadenza_server.model.settings import SECOND
 from cadenza_server.model.words import JobClass, SessionMode
+from cadenza_server.scheduling import Scheduler
 from cadenza_server.simulation import (
     ScenarioError,
     SimulationOutcome,
@@ -433,6 +434,28 @@ def test_worst_lag_is_the_largest_difference_between_siblings_that_both_wait() -
         figures = Figures(scenario)
         simulate(scenario, observers=[figures])
         assert figures.as_output()["fairness"]["worst_lag"]["seconds"] == pytest.approx(lag, rel=0.01)
+
+
+@pytest.mark.parametrize("last", [0, 5])
+def test_siblings_are_looked_at_a_few_times_however_long_it_goes_on_after_the_last_command(last: int) -> None:
+    events = [f"  - {{at: {at}, submit: {user}{at}, user: {user}, run: 10000000}}" for at in {0, last} for user in "ab"]
+    scenario = parse_scenario(
+        "\n".join(["name: x", "half_life: 1000000000", "devices: {q: {limit: 10000000}}", "events:", *events, ""])
+    )
+    figures = Figures(scenario)
+    looks = 0
+    look = figures.look
+
+    def count(scheduler: Scheduler) -> None:
+        nonlocal looks
+        looks += 1
+        look(scheduler)
+
+    figures.look = count  # type: ignore[method-assign]
+    simulate(scenario, observers=[figures])
+    assert 400 < looks < 10_000
+    worst = figures.as_output()["fairness"]["worst_lag"]["seconds"]
+    assert (worst > 1_000_000) is bool(last), "at 0 there is one job of each: nobody waits together with another"
 
 
 def test_figures_agree_with_the_outcome() -> None:

@@ -24,6 +24,7 @@ from cadenza_server.model.events import (
 )
 from cadenza_server.model.words import JobClass, JobState, RunOutcome
 from cadenza_server.scheduling import NodeKind, NodeView, Scheduler
+from cadenza_server.simulation.distributions import MILLISECOND
 from cadenza_server.simulation.listening import Handlers
 from cadenza_server.simulation.outcome import Rejected, to_seconds
 from cadenza_server.simulation.scenario import Scenario
@@ -59,7 +60,8 @@ class Figures:
             if scenario.workload is None
             else {user: group.name for group in scenario.workload.groups for user in group.users}
         )
-        self._every: Final = max(1, _span(scenario) // LOOKS)
+        self._every = max(MILLISECOND, _span(scenario) // LOOKS)
+        self._looks_left = 2 * LOOKS
         self._look_at = self._every
         self._looked_at = 0
         self._end = 0
@@ -201,6 +203,10 @@ class Figures:
         """Compare the usage of siblings who have had jobs waiting without a break since the last look."""
         at, since = self._look_at, self._looked_at
         self._looked_at = at
+        self._looks_left -= 1
+        if not self._looks_left:  # It goes on for longer than its commands came: who knows how long?
+            self._every *= 2
+            self._looks_left = LOOKS
         self._look_at = at + self._every
         waiting: set[str] = set()
         for user, began in zip(self._users, self._waiting_since, strict=True):
@@ -383,7 +389,7 @@ def _share(entitled: Mapping[str, float], paths: Iterable[str], used: float) -> 
 
 
 def _span(scenario: Scenario) -> int:
-    """Return how long a scenario goes on, about."""
+    """Return how long a scenario goes on at least, if it says no more than when its last command comes."""
     if scenario.until is not None:
         return scenario.until
     if scenario.workload is not None:
