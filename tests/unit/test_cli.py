@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import socket
 import struct
@@ -105,6 +106,43 @@ def loaded_by(*arguments: str) -> set[str]:
 
 
 SERVER_PARTS = ("sqlalchemy", "cadenza_server.engine", "cadenza_server.scheduling", "cadenza_server.api")
+
+
+_SCENARIO = """name: "\u00e9"
+devices: {q: {}}
+events:
+  - {at: 0, submit: "\u00e9", user: u, run: 1}
+"""
+
+
+def _run_cadenza(*arguments: str, stdout: int, encoding: str = "utf-8") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "cadenza_server", *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("options", [[], ["--json"], ["--compare"]])
+def test_output_that_cannot_be_written_ends_with_a_sentence(options: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text(_SCENARIO, encoding="utf-8")
+    with open("/dev/full", "wb") as full:
+        done = _run_cadenza("simulate", str(file), *options, stdout=full.fileno())
+    assert done.stderr.decode() == "cadenza: the output cannot be written: No space left on device\n"
+    assert done.returncode == 1
+
+
+def test_names_that_the_terminal_cannot_write_are_escaped(tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text(_SCENARIO, encoding="utf-8")
+    done = _run_cadenza("simulate", str(file), stdout=subprocess.PIPE, encoding="ascii")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.splitlines()[0] == b"\\xe9"
 
 
 def test_help_of_a_client_command_loads_neither_grpc_nor_qiskit_nor_the_server() -> None:

@@ -3,7 +3,11 @@
 Modules import what they need inside their commands, so that `--help` and small commands start at once.
 """
 
+import errno
 import importlib
+import io
+import os
+import sys
 from typing import Annotated, Any, Final
 
 import typer
@@ -90,6 +94,23 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
+_CANNOT_WRITE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
+
 def main() -> None:
     """Run the command that the arguments name, and exit."""
-    build_app()()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A name that the terminal's encoding lacks is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            build_app()()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE or error.filename is not None:
+            raise
+        # What is still to be written would fail again, at the interpreter's end, with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"cadenza: the output cannot be written: {error.strerror}", file=sys.stderr)
+        raise SystemExit(1) from None
