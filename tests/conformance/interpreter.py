@@ -169,7 +169,8 @@ class Call:
         self.request = GetMessageClass(self.method.input_type)()
         json_format.ParseDict(step.get("request", {}), self.request)
         self.requests = [json_format.ParseDict(one, type(self.request)()) for one in step.get("requests", [])]
-        self.target = str(variables["tls_target" if step.get("tls") else "target"])
+        server = "tls" if step.get("tls") else step.get("server")
+        self.target = str(variables[f"{server}_target" if server else "target"])
         self.ca = Path(variables["tls_ca"]).read_bytes() if step.get("tls") else None
         self.timeout = step.get("timeout_s", CALL_SECONDS_MAX)
         name = step.get("user", user)

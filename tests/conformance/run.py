@@ -66,7 +66,7 @@ CLIENTS = (
     _client(
         "node",
         "node npm",
-        "npm install --no-fund --no-audit --prefer-offline",
+        "npm ci --no-fund --no-audit --prefer-offline",
         ["npm run build"],
         "node build/src/conformance.js",
     ),

@@ -2,17 +2,23 @@
 
 import ipaddress
 import json
+import os
+import resource
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
+from cadenza import Client
+from cadenza.v1 import job_pb2
 
-from tests.running_server import running
+from tests.running_server import RunningServer, running
 
 CHECKS = Path(__file__).with_name("checks.yaml")
 MISTAKES = Path(__file__).with_name("mistakes.yaml")
@@ -34,12 +40,39 @@ _TRUSTING = (
     + '[devices.parked]\nkind = "generic"\nnum_qubits = 1\ncoupling = "full"\nbasis_gates = ["nothing"]\n'
 )
 
-_TLS = '[tls]\ncertificate = "certificate.pem"\nkey = "key.pem"\n[devices.sim]\nkind = "aer"\nnum_qubits = 2\n'
+_TLS = '[tls]\ncertificate = "certificate.pem"\nkey = "key.pem"\n[devices.sim]\nkind = "noop"\n'
+
+# Every limit is met after a few calls; results are too old as soon as they are there. The device does what jobs say.
+_TIGHT = """
+[limits]
+queued_jobs_per_user_max = 10
+queued_jobs_max = 14
+sessions_per_user_max = 1
+watches_per_user_max = 2
+watches_per_connection_max = 3
+watch_backlog_max = 5
+result_age_max = "1ms"
+result_age_min = "0s"
+[devices.held]
+kind = "unruly"
+"""
+
+_STOPPING = '[server]\nstop_grace = "3600s"\n[devices.held]\nkind = "unruly"\n'
+
+_BROKEN = '[devices.sim]\nkind = "noop"\n'
+
+_PLUGINS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1] / "plugins"), os.getenv("PYTHONPATH", "")])}
+HOLDER = "lab/holder"
 
 
 def read_checks() -> dict[str, Any]:
     """`variables`, `checks` and `not_checked`, as `checks.yaml` has them."""
     plan: dict[str, Any] = yaml.safe_load(CHECKS.read_text())
+    for check in plan["checks"]:
+        if server := check.pop("server", None):
+            for step in check["steps"]:
+                if "call" in step:
+                    step["server"] = server
     return plan
 
 
@@ -51,7 +84,7 @@ def read_mistakes() -> list[dict[str, Any]]:
 
 @contextmanager
 def served(folder: Path) -> Iterator[dict[str, str]]:
-    """Start both servers below `folder`; the variables that say where they are."""
+    """Start the servers below `folder`; the variables that say where they are."""
     made = subprocess.run(
         [sys.executable, "-m", "cadenza_server", "token", "--user", "lab/tess", "--role", "operator"],
         capture_output=True,
@@ -66,13 +99,66 @@ def served(folder: Path) -> Iterator[dict[str, str]]:
         (guarded / "certificate.pem").write_bytes(certificate)
         (guarded / "key.pem").write_bytes(key)
         target = stack.enter_context(running(trusting, _TRUSTING)).address
-        tls_target = stack.enter_context(running(guarded, _TLS + made.stdout)).address
+
+        def start(name: str, config: str) -> RunningServer:
+            return stack.enter_context(running(folder / name, config, environment=_PLUGINS))
+
+        tls_target = start("guarded", _TLS + made.stdout).address
         yield {
             "target": target,
             "tls_target": "localhost:" + tls_target.rpartition(":")[2],
+            "tight_target": _start_tight(start, folder).address,
+            "stopping_target": _start_stopping(start).address,
+            "broken_target": _start_broken(start).address,
             "tls_ca": str(guarded / "certificate.pem"),
             "token": token,
         }
+
+
+def _start_tight(start: Callable[[str, str], RunningServer], folder: Path) -> RunningServer:
+    """A server whose device is busy for hours. The result of the job `deleted` was too old when it started."""
+    with running(folder / "tight", _TIGHT, environment=_PLUGINS) as before:
+        _occupy(before.address, "deleted", "limits RLIMIT_NOFILE", job_pb2.JOB_STATE_SUCCEEDED)
+        before.stop()
+    server = start("tight", _TIGHT)
+    _occupy(server.address, "busy", "sleep 10000", job_pb2.JOB_STATE_RUNNING)
+    return server
+
+
+def _start_stopping(start: Callable[[str, str], RunningServer]) -> RunningServer:
+    """A server that was told to stop and waits for a job of hours."""
+    server = start("stopping", _STOPPING)
+    _occupy(server.address, "busy", "sleep 10000", job_pb2.JOB_STATE_RUNNING)
+    server.process.send_signal(signal.SIGTERM)
+    _wait(lambda: "once more stops at once" in server.output, "the server to stop")
+    return server
+
+
+def _start_broken(start: Callable[[str, str], RunningServer]) -> RunningServer:
+    """A server whose disk takes nothing: the process that writes may write no byte to any file."""
+    server = start("broken", _BROKEN)
+    tasks = Path(f"/proc/{server.process.pid}/task").iterdir()
+    children = [child for task in tasks for child in (task / "children").read_text().split()]
+    (writer,) = [child for child in children if b"commit_process" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    resource.prlimit(int(writer), resource.RLIMIT_FSIZE, (0, 0))
+    return server
+
+
+def _occupy(target: str, job: str, request: str, state: "job_pb2.JobState.ValueType") -> None:
+    """Submit a job by which the device does what `request` says (see tests/plugins), and wait until it is `state`."""
+    spec = job_pb2.JobSpec(job_id=job, device="held")
+    spec.program.sampler.pubs.add().circuit.openqasm3 = f"OPENQASM 3.0; // {request}"
+    with Client(target, user=HOLDER, token="", tls=False) as client:
+        client.submit_job_spec(spec)
+        _wait(lambda: client.get_job(job).state == state, f"the job {job}")
+
+
+def _wait(check: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + 30
+    while not check():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited in vain for {what}")
+        time.sleep(0.02)
 
 
 def write_plan(

@@ -32,7 +32,19 @@ def test_every_reason_is_provoked_or_excused() -> None:
 def test_checks_have_names_of_their_own_and_known_keys() -> None:
     checks = read_checks()["checks"]
     assert len({check["name"] for check in checks}) == len(checks) >= 40
-    known = {"call", "user", "metadata", "tls", "request", "requests", "timeout_s", "expect", "refused", "save"}
+    known = {
+        "call",
+        "user",
+        "metadata",
+        "tls",
+        "request",
+        "requests",
+        "timeout_s",
+        "expect",
+        "refused",
+        "save",
+        "server",
+    }
     known |= {"until", "stream", "assemble", "read", "cancel"}
     for step in steps():
         assert set(step) <= known, step

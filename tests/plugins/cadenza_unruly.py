@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import Callable, Mapping
 
 from cadenza.v1.circuit_pb2 import Circuit
@@ -29,7 +30,9 @@ class Unruly:
     def execute(
         self, program: Program, circuits: Mapping[bytes, Circuit], *, epoch: int, attempt: int, age_ns: int = 0
     ) -> Executed:
-        request, _, argument = program.sampler.pubs[0].circuit.openqasm3.partition(" ")
+        # Behind a server the text has to look like OpenQASM: what is asked for is a comment then.
+        asked = program.sampler.pubs[0].circuit.openqasm3.rpartition("// ")[2]
+        request, _, argument = asked.partition(" ")
         result = JobResult()
         if request == "abort":
             os.write(2, argument.encode() + b"\n")
@@ -39,6 +42,8 @@ class Unruly:
         elif request == "hang":
             while True:
                 pass
+        elif request == "sleep":
+            time.sleep(float(argument))
         elif request == "allocate":
             result.metadata["size"] = len(bytearray(int(argument)))
         elif request == "open":

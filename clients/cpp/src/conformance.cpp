@@ -331,7 +331,7 @@ class Player {
     if (const auto* name = get(step, "cancel")) return cancel(name->string_value());
     if (const auto* name = get(step, "read")) return read(open_.at(name->string_value()), get(step, "until"));
     const auto& call = get(step, "call")->string_value();
-    auto& client = connect(get(step, "tls") != nullptr);
+    auto& client = connect(step);
     const auto* request = get(step, "request");
     const auto json = request ? print(*request) : "{}";
     if (get(step, "assemble")) return assemble(client, step, json);
@@ -414,8 +414,11 @@ class Player {
     return answer;
   }
 
-  Client& connect(bool secure) {
-    const auto& target = variables_.at(secure ? "tls_target" : "target").string_value();
+  Client& connect(const Json& step) {
+    const bool secure = get(step, "tls") != nullptr;
+    const auto* server = get(step, "server");
+    const auto prefix = secure ? "tls_" : server ? server->string_value() + "_" : "";
+    const auto& target = variables_.at(prefix + "target").string_value();
     auto& client = clients[target];
     if (!client) client = std::make_unique<Client>(target, cadenza::Options{.ca_file = secure ? variables_.at("tls_ca").string_value() : ""});
     return *client;

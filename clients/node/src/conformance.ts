@@ -102,7 +102,7 @@ class Check {
     const [serviceName, methodName] = step.call.split("/");
     const service = services.find(({ name }) => name === serviceName)!;
     const method = service.methods.find(({ name }) => name === methodName)!;
-    const client = this.#connect(step.tls === true);
+    const client = this.#connect(step);
     const abort = new AbortController();
     const user: string = step.user ?? this.#user;
     const options: CallOptions = {
@@ -147,8 +147,10 @@ class Check {
     throw new CheckError("the cancelled stream ended as if nothing had happened");
   }
 
-  #connect(secure: boolean): Client {
-    const target = String(this.variables[secure ? "tls_target" : "target"]);
+  #connect(step: Step): Client {
+    const secure = step.tls === true;
+    const server = secure ? "tls" : step.server;
+    const target = String(this.variables[server ? `${server}_target` : "target"]);
     let client = clients.get(target);
     if (!client) {
       client = new Client(target, secure ? { ca: String(this.variables.tls_ca) } : {});

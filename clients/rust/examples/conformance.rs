@@ -220,7 +220,7 @@ impl Player<'_> {
                 self.streams.get_mut(name.as_str().unwrap_or_default()).ok_or_else(|| "no such stream".to_owned())?;
             return read(open, step.get("until")).await;
         }
-        let client = self.connect(step.contains_key("tls"))?;
+        let client = self.connect(step)?;
         if step.contains_key("assemble") {
             return self.assemble(&client, step, user).await;
         }
@@ -263,11 +263,12 @@ impl Player<'_> {
         Ok(json!({"pieces": pieces, "result": self.codec.show("JobResult", &result)}))
     }
 
-    fn connect(&mut self, secure: bool) -> Result<Client, String> {
+    fn connect(&mut self, step: &Map<String, Value>) -> Result<Client, String> {
         let text = |name: &str| self.variables[name].as_str().unwrap_or_default().to_owned();
-        let (target, ca) = match secure {
-            true => (text("tls_target"), Some(fs::read(text("tls_ca")).map_err(|error| error.to_string())?)),
-            false => (text("target"), None),
+        let (target, ca) = match (step.contains_key("tls"), step.get("server").and_then(Value::as_str)) {
+            (true, _) => (text("tls_target"), Some(fs::read(text("tls_ca")).map_err(|error| error.to_string())?)),
+            (false, Some(server)) => (text(&format!("{server}_target")), None),
+            (false, None) => (text("target"), None),
         };
         if !self.clients.contains_key(&target) {
             let client = Client::new(&target, Options { ca, ..Default::default() }).map_err(|e| e.to_string())?;

@@ -184,7 +184,7 @@ func (p *player) perform(step object) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := p.connect(step["tls"] == true)
+	client, err := p.connect(step)
 	if err != nil {
 		return nil, err
 	}
@@ -251,10 +251,13 @@ func (p *player) perform(step object) (any, error) {
 	return read(stream, step["until"])
 }
 
-func (p *player) connect(secure bool) (*cadenza.Client, error) {
+// connect gives the client of the step's server.
+func (p *player) connect(step object) (*cadenza.Client, error) {
 	target, options := p.variables["target"].(string), cadenza.Options{}
-	if secure {
+	if step["tls"] == true {
 		target, options.CA = p.variables["tls_target"].(string), p.variables["tls_ca"].(string)
+	} else if server, ok := step["server"].(string); ok {
+		target = p.variables[server+"_target"].(string)
 	}
 	if client, ok := p.connections[target]; ok {
 		return client, nil

@@ -322,7 +322,8 @@ public final class Conformance {
 
   private Channel channel(JsonObject step) throws Exception {
     boolean secure = step.has("tls");
-    String target = variables.get(secure ? "tls_target" : "target").getAsString();
+    String server = secure ? "tls_" : step.has("server") ? step.get("server").getAsString() + "_" : "";
+    String target = variables.get(server + "target").getAsString();
     if (!CLIENTS.containsKey(target)) {
       File ca = secure ? new File(variables.get("tls_ca").getAsString()) : null;
       CLIENTS.put(target, new CadenzaClient(target, new CadenzaClient.Options(null, null, ca)));
