@@ -574,6 +574,8 @@ def parse_config(text: str, folder: Path, source: str | None = None) -> Config:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([f"this is not TOML: {error}"], source) from None
+    except RecursionError:
+        raise ConfigError(["this is no configuration: lists or tables are nested too deep"], source) from None
     read = _Reader()
     top = read.table(raw, "at the top", _TOP, also=_TABLES)
     server = read.table(raw.get("server", {}), "[server]", _SERVER)

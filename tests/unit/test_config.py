@@ -203,6 +203,7 @@ def test_what_is_printed_takes_the_tokens_that_are_pasted_below_it() -> None:
         ("[logging]\nlevel = 'loud'", "[logging] level: 'loud' is not one of debug, info, warning, error"),
         ("half_life = 0", "at the top half_life: 0 is not positive"),
         ("x = ", "this is not TOML"),
+        ("x = " + "[" * 5_000, "nested too deep"),
     ],
 )
 def test_a_mistake_is_named_with_its_place_and_what_is_allowed(text: str, expected: str) -> None:
