@@ -248,6 +248,30 @@ def test_estimator_adds_the_error_that_aers_estimator_adds_for_a_seed(aer: AerEx
     assert np.array_equal(stds, theirs.stds)
 
 
+def test_every_standard_gate_takes_its_angles_from_the_values(aer: AerExecutor) -> None:
+    """Controlled gates among them, whose angles are those of the gate that they control."""
+    observables = [{"".join(label): 1.0} for label in itertools.product("XYZ", repeat=3)]
+    paulis = [SparsePauliOp(label) for entry in observables for label in entry]
+    found = 0
+    for name, gate in get_standard_gate_name_mapping().items():
+        if not gate.params or name in ("delay", "global_phase") or gate.num_qubits > 3:
+            continue
+        found += 1
+        angles = ParameterVector("angle", len(gate.params))
+        circuit = QuantumCircuit(3)
+        for qubit in range(3):
+            circuit.ry(0.3 + qubit, qubit)
+            circuit.rx(0.5 + 0.9 * qubit, qubit)
+        circuit.append(type(gate)(*angles), range(gate.num_qubits))
+        values = 0.7 + 0.6 * np.arange(len(angles))
+        (got, _) = estimate(aer, estimator_pub(circuit, observables, values))
+        state = Statevector(circuit.assign_parameters(values))
+        np.testing.assert_allclose(
+            got, [state.expectation_value(pauli).real for pauli in paulis], atol=1e-9, err_msg=name
+        )
+    assert found >= 18
+
+
 def test_a_circuit_without_parameters_and_an_observable_without_terms_give_single_numbers(aer: AerExecutor) -> None:
     circuit = QuantumCircuit(1)
     circuit.x(0)

@@ -161,9 +161,9 @@ def _slots(circuit: Any, index_map: Sequence[int], parameters: Sequence[Any]) ->
 
     add((AerConfig.GLOBAL_PHASE_POS, -1), circuit.global_phase)
     for index, instruction in enumerate(circuit.data):
-        if instruction.operation.is_parameterized():
-            for position, value in enumerate(instruction.operation.params):
-                add((index_map[index], position), value)
+        # not only if `is_parameterized`: Qiskit's controlled gates say no where the gate that they control says yes
+        for position, value in enumerate(getattr(instruction.operation, "params", ())):
+            add((index_map[index], position), value)
     return slots
 
 
