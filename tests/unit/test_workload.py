@@ -305,6 +305,7 @@ def test_the_example_of_the_documentation_is_a_workload_with_every_kind() -> Non
         ("count: 10, ", "", 9, "needs the key 'count'"),
         ("count: 10", "paths: [x], count: 10", 9, "no 'count'"),
         ("accounts: 3", "accounts: 0", 9, "1 to 1000000"),
+        ("accounts: 3", "account: a/b/c/d/e/f/g/h", 9, "has 9 parts"),
         ("skew: 1}", "skew: -1}", 9, "skew is 0 to 10"),
         ("{heavy:", "{he.avy:", 9, "a name has"),
         ("queue: {", "calibration-q: {", 11, "a name has"),

@@ -176,7 +176,9 @@ def _read_group(name: str, tree: Tree) -> Group:
     accounts = keys.optional("accounts", read_integer)
     if accounts is None:
         above = "" if account is None else f"{account}/"
-        return Group(name, tuple(f"{above}{name}-{i + 1}" for i in range(number)), skew)
+        users = tuple(f"{above}{name}-{i + 1}" for i in range(number))
+        _check(keys.line("account"), users[-1])
+        return Group(name, users, skew)
     if not 1 <= accounts <= USERS_MAX:
         raise ScenarioError(keys.line("accounts"), f"accounts are 1 to {USERS_MAX}, not {accounts}")
     stem = "account" if account is None else account
