@@ -22,6 +22,7 @@ from cadenza_server.engine import (
     JobRequeued,
     JobSnapshot,
     JobStarted,
+    JobView,
     Notice,
     ProgramKind,
     RequestKey,
@@ -325,6 +326,19 @@ async def test_the_next_commit_waits_for_as_many_callers_as_the_last_one_answere
     assert store.batches == before + 2
 
 
+async def test_a_commit_that_is_worth_it_waits_for_no_more_callers(
+    held: tuple[Home, HeldStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "GATHER_SECONDS", 600.0)
+    monkeypatch.setattr(writer, "GATHER_CALLS_MAX", 2)
+    home, store = held
+    await quiet(home)
+    before = store.batches
+    await asyncio.gather(*(home.submit() for _ in range(9)))
+    await asyncio.gather(*(home.submit() for _ in range(2)))
+    assert store.batches == before + 2
+
+
 async def test_the_end_of_a_run_does_not_wait_for_callers(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "GATHER_SECONDS", 600.0)
     first, *_ = await asyncio.gather(*(home.submit() for _ in range(3)))
@@ -351,6 +365,39 @@ async def test_an_answer_does_not_wait_for_a_short_run_that_is_long(home: Home) 
     job = await home.submit(limit=1_000_000)
     assert home.device.running is not None
     assert (await home.engine.get_job(job)).state is JobState.RUNNING
+
+
+async def test_the_answer_tells_the_end_that_came_to_disk_with_it_and_a_repetition_the_job_as_it_was_accepted(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "SHORT_RUN_NS", 600 * SECOND)
+    job = SubmitJob(job="", caller=ALICE, device="aer", limit=SECOND)
+    request = key("one")
+    first = asyncio.create_task(home.engine.submit_one(job, content_of(), request))
+    await settle(lambda: home.device.running is not None)
+    meanwhile = asyncio.create_task(home.engine.submit([job], [content_of()], request))
+    home.device.end()
+    ended = await first
+    assert isinstance(ended, JobEnded)
+    assert (ended.job.state, ended.result) == (JobState.SUCCEEDED, await home.engine.get_result(ended.job.job))
+    assert ended.run is not None
+    again = await home.engine.submit_one(job, content_of(), request)
+    assert isinstance(again, JobView)
+    assert (again.job, again.state) == (ended.job.job, JobState.QUEUED)
+    assert await meanwhile == (again,)
+
+
+async def test_the_answer_does_not_tell_an_end_that_is_not_on_disk_yet(held: tuple[Home, HeldStore]) -> None:
+    home, store = held
+    await quiet(home)
+    store.gate.clear()
+    before = store.batches
+    task = asyncio.create_task(home.engine.submit_one(SubmitJob(job="", caller=ALICE, device="aer"), content_of()))
+    await settle(lambda: store.batches == before + 1)
+    home.device.end()
+    await asyncio.sleep(0)
+    store.gate.set()
+    assert isinstance(await task, JobView)
 
 
 async def test_a_watch_that_skips_what_is_superseded_hears_of_a_short_job_once(

@@ -37,6 +37,7 @@ from cadenza import (
     Tls,
     UnavailableError,
 )
+from cadenza._follower import ENDED_AT_ONCE_MAX
 from cadenza._transport import Endpoint
 from cadenza.arrays import bit_array_to_message
 from cadenza.v1 import (
@@ -690,6 +691,32 @@ def test_an_answer_that_did_not_come_is_asked_for_again_with_the_same_request_id
     again = script.requests("SubmitJob")[1]
     assert again.request_id == seen[1]
     assert [name for name, _ in script.calls].count("SubmitJobStream") == 2
+
+
+def test_jobs_whose_ends_come_with_their_answers_need_no_watch_and_a_longer_one_is_watched_again(
+    script: Script, desk: Desk, session: Session
+) -> None:
+    def end_at_once(number: int, answer: job_service_pb2.SubmitJobStreamResponse) -> None:
+        if number < 2 * ENDED_AT_ONCE_MAX:
+            ended = event_pb2.JobEnded(job=desk.jobs[answer.job.job_id], result=counts_result())
+            answer.ended.CopyFrom(ended)
+
+    script.on["SubmitJobStream"] = streaming(desk, end_at_once)
+    sampler = SamplerV2(mode=session)
+    for _ in range(1 + 2 * ENDED_AT_ONCE_MAX):  # the first is a call
+        job = sampler.run([bell()])
+        assert job.result(PATIENCE_S)[0].data.meas.get_counts() == {"11": 3, "00": 1}
+    assert job.status() == "DONE"
+    names = [name for name, _ in script.calls]
+    assert (names.count("WatchSession"), names.count("SubmitJob"), names.count("GetJob")) == (1, 1, 0)
+    assert session._follower._watch is None
+    queued: list[job_pb2.Job] = []
+    desk.submit = queued.append
+    long = sampler.run([bell()])
+    assert long.status() == "QUEUED"
+    desk.end(queued[0], counts_result())
+    assert long.result(PATIENCE_S)[0].data.meas.get_counts() == {"11": 3, "00": 1}
+    assert [name for name, _ in script.calls].count("WatchSession") == 2
 
 
 def test_a_refusal_in_the_stream_is_the_same_exception_as_that_of_a_call(

@@ -240,12 +240,22 @@ class Client:
 
     def submit_job_spec(self, spec: job_pb2.JobSpec) -> job_pb2.Job:
         """Submit one job."""
+        found = self._submit(spec, include_end=False)
+        assert isinstance(found, job_pb2.Job)
+        return found
+
+    def submit_job_spec_for_end(self, spec: job_pb2.JobSpec) -> job_pb2.Job | event_pb2.JobEnded:
+        """Submit one job; its end with its result, if that comes with the answer, as it may for a job of some
+        milliseconds that starts at once."""
+        return self._submit(spec, include_end=True)
+
+    def _submit(self, spec: job_pb2.JobSpec, *, include_end: bool) -> job_pb2.Job | event_pb2.JobEnded:
         request_id = self._new_id()
-        job = self._submissions.submit(request_id, spec)
-        if job is None:
+        found = self._submissions.submit(request_id, spec, include_end=include_end)
+        if found is None:
             request = job_service_pb2.SubmitJobRequest(request_id=request_id, job=spec)
-            job = self._call(self._jobs.SubmitJob, request).job
-        return job
+            found = self._call(self._jobs.SubmitJob, request).job
+        return found
 
     def submit_jobs(self, specs: Sequence[job_pb2.JobSpec]) -> list[job_service_pb2.SubmittedJob]:
         """Submit many jobs at once, all or none (see `cadenza.job_spec`); the first wrong one refuses all."""

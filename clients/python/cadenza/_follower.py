@@ -1,6 +1,7 @@
 """Follows the jobs of one session over one watch stream: a job's end, with its result, is pushed to whoever waits.
 
-An iteration of an iterative program so costs one unary call and one streamed message. Nothing here knows Qiskit.
+An iteration of an iterative program so costs one call and one streamed message; and one of short jobs, whose ends come
+with the answers to their submissions, does without the watch. Nothing here knows Qiskit.
 """
 
 import threading
@@ -11,7 +12,7 @@ from typing import Final
 from cadenza._client import Client
 from cadenza._errors import CadenzaError
 from cadenza._transport import Watch
-from cadenza.v1.event_pb2 import Event
+from cadenza.v1.event_pb2 import Event, JobEnded
 from cadenza.v1.job_pb2 import (
     JOB_CLASS_FAIR_SHARE,
     JOB_STATE_CANCELLED,
@@ -22,6 +23,9 @@ from cadenza.v1.job_pb2 import (
     Job,
 )
 from cadenza.v1.result_pb2 import JobResult
+
+ENDED_AT_ONCE_MAX: Final = 8
+"""After so many jobs in a row whose ends came with their answers, the watch is given up."""
 
 FINAL: Final = frozenset({JOB_STATE_SUCCEEDED, JOB_STATE_FAILED, JOB_STATE_CANCELLED})
 
@@ -40,6 +44,16 @@ class FollowedJob:
         self.claimed = claimed
         self.settled = threading.Event()
 
+    @classmethod
+    def make(cls, found: Job | JobEnded) -> "FollowedJob":
+        """Of a job that was just submitted."""
+        if isinstance(found, Job):
+            return cls(found, claimed=True)
+        followed = cls(found.job, claimed=True)
+        followed.result = found.result if found.HasField("result") else None
+        followed.settled.set()
+        return followed
+
     @property
     def is_final(self) -> bool:
         """Whether the job has come to its final state."""
@@ -56,7 +70,7 @@ class FollowedJob:
 
 
 class SessionFollower:
-    """One watch of one session, read on a thread of its own from the first job on.
+    """One watch of one session, read on a thread of its own while there are jobs to follow.
 
     The thread ends with the stream, when the server says that nothing more can come, or when the connection is lost
     for longer than is tried again; jobs that are not final then are left to whoever waits for them.
@@ -71,6 +85,8 @@ class SessionFollower:
         self._watch: Watch | None = None
         self._following = threading.Event()
         self._failure: CadenzaError | None = None
+        self._ended_at_once = 0
+        """So many of the latest jobs."""
 
     @contextmanager
     def submitting(self) -> Iterator[None]:
@@ -78,7 +94,11 @@ class SessionFollower:
         with self._lock:
             self._submitting += 1
         try:
-            self._start()
+            if self._ended_at_once < ENDED_AT_ONCE_MAX:
+                self._start()
+                self._following.wait()
+                if self._failure is not None:
+                    raise self._failure
             yield
         finally:
             with self._lock:
@@ -86,24 +106,45 @@ class SessionFollower:
                 if not self._submitting:
                     self._jobs = {job_id: followed for job_id, followed in self._jobs.items() if followed.claimed}
 
-    def claim(self, job: Job) -> FollowedJob:
+    def claim(self, found: Job | JobEnded) -> FollowedJob:
         """Follow a job that was just submitted; its end may have come already."""
+        if isinstance(found, JobEnded):
+            self._note_end(found.job.job_id)
+            return FollowedJob.make(found)
         with self._lock:
-            followed = self._jobs.get(job.job_id)
+            given_up = self._ended_at_once >= ENDED_AT_ONCE_MAX
+            self._ended_at_once = 0
+            followed = self._jobs.get(found.job_id)
             if followed is None:
-                followed = self._jobs[job.job_id] = FollowedJob(job, claimed=True)
+                followed = self._jobs[found.job_id] = FollowedJob.make(found)
             followed.claimed = True
-            if self._watch is None:
+            if self._watch is None and not given_up:
                 followed.settled.set()
             if followed.settled.is_set():
-                del self._jobs[job.job_id]
-            return followed
+                del self._jobs[found.job_id]
+                return followed
+        if given_up:
+            self._start()
+        return followed
 
     def close(self) -> None:
         """Stop following."""
         watch = self._watch
         if watch is not None:
             watch.close()
+
+    def _note_end(self, job_id: str) -> None:
+        """A job's end came with the answer to its submission: a watch that tells nothing but this is given up."""
+        with self._lock:
+            self._jobs.pop(job_id, None)
+            self._ended_at_once += 1
+            watch = self._watch
+            if watch is None or self._ended_at_once < ENDED_AT_ONCE_MAX or self._submitting > 1:
+                return
+            if any(followed.claimed for followed in self._jobs.values()):
+                return  # a later one gives it up
+            self._watch = None
+        watch.close()
 
     def _start(self) -> None:
         with self._lock:
@@ -113,28 +154,28 @@ class SessionFollower:
                 self._watch = self._client.watch_session(self._session_id, include_results=True, skip_superseded=True)
                 name = f"cadenza-{self._session_id}"
                 threading.Thread(target=self._follow, args=(self._watch,), name=name, daemon=True).start()
-        self._following.wait()
-        if self._failure is not None:
-            raise self._failure
 
     def _follow(self, watch: Watch) -> None:
         failure: CadenzaError | None = None
         try:
             for event in watch:
                 self._take(event)
-                self._following.set()
+                if not self._following.is_set():
+                    self._following.set()
         except CadenzaError as error:
             failure = error
         finally:
+            left = []
             with self._lock:
-                self._watch = None
-                left = [followed for followed in self._jobs.values() if followed.claimed]
-                self._jobs.clear()
+                if self._watch is watch:
+                    self._watch = None
+                    left = [followed for followed in self._jobs.values() if followed.claimed]
+                    self._jobs.clear()
+                    if not self._following.is_set():
+                        self._failure = failure
+                        self._following.set()
             for followed in left:
                 followed.settled.set()
-            if not self._following.is_set():
-                self._failure = failure
-                self._following.set()
 
     def _take(self, event: Event) -> None:
         kind = event.WhichOneof("change")
@@ -157,7 +198,7 @@ class SessionFollower:
         elif kind == "session_jobs_released":
             until = event.session_jobs_released.cache_expire_time
             self._change_queued(Job(job_class=JOB_CLASS_FAIR_SHARE, cache_expire_time=until))
-        elif kind == "session_snapshot" and self._following.is_set():
+        elif kind == "session_snapshot":
             self._refresh()
 
     def _update(self, job: Job, result: JobResult | None = None) -> None:
@@ -188,7 +229,7 @@ class SessionFollower:
             self._change(job_id, change)
 
     def _refresh(self) -> None:
-        """The watch began anew: what came meanwhile is lost, so ask."""
+        """The watch began, or began anew: what came before is not told, so ask."""
         with self._lock:
             known = list(self._jobs)
         for job_id in known:

@@ -24,7 +24,7 @@ from cadenza._times import read_seconds, read_time
 from cadenza._waiting import find_causes
 from cadenza.v1 import job_pb2, program_pb2
 from cadenza.v1.circuit_pb2 import Circuit
-from cadenza.v1.event_pb2 import Event
+from cadenza.v1.event_pb2 import Event, JobEnded
 
 if TYPE_CHECKING:
     from cadenza._backend import BackendProperties, CadenzaBackend
@@ -77,9 +77,9 @@ class Job(BasePrimitiveJob[PrimitiveResult, JobStatus]):  # type: ignore[misc]
         """Of the circuits, one a PUB, where this handle submitted them; goes into the result, as Qiskit's do."""
 
     @classmethod
-    def unfollowed(cls, service: "CadenzaService", job: job_pb2.Job) -> "Job":
-        """A handle that watches the job by itself, once somebody waits for it."""
-        followed = FollowedJob(job, claimed=True)
+    def unfollowed(cls, service: "CadenzaService", found: job_pb2.Job | JobEnded) -> "Job":
+        """A handle that watches the job by itself, once somebody waits for it (if it has not ended)."""
+        followed = FollowedJob.make(found)
         followed.settled.set()
         return cls(service, followed)
 

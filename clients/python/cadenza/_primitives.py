@@ -16,6 +16,7 @@ from cadenza._codec import CircuitWriter, ObservablesMemory, encode_estimator, e
 from cadenza._errors import CadenzaError, InvalidRequestError, map_argument_error
 from cadenza._job import Job
 from cadenza._options import EstimatorOptions, SamplerOptions
+from cadenza._requests import job_spec
 from cadenza._session import Session, current_session
 from cadenza.v1.program_pb2 import Program
 
@@ -94,8 +95,8 @@ class _Primitive:
         else:
             service = self._backend.service
             program = write(CircuitWriter(frozenset(), service.qpy_version))
-            accepted = service.client.submit_job(program, device=self._backend.name, **arguments)
-            job = Job.unfollowed(service, accepted)
+            spec = job_spec(program, device=self._backend.name, **arguments)
+            job = Job.unfollowed(service, service.client.submit_job_spec_for_end(spec))
         job.circuit_metadata = [dict(pub.circuit.metadata or {}) for pub in pubs]
         return job
 

@@ -12,7 +12,7 @@ from cadenza._codec import CircuitWriter
 from cadenza._errors import CadenzaError, InvalidRequestError, NotFoundError
 from cadenza._follower import SessionFollower
 from cadenza._job import Job
-from cadenza._requests import Pending, SessionModeName
+from cadenza._requests import Pending, SessionModeName, job_spec
 from cadenza._reservation import Reservation
 from cadenza._times import Length, read_seconds, read_time
 from cadenza.v1 import session_pb2
@@ -219,7 +219,7 @@ class Session:
                 known = self._known
                 writer = CircuitWriter(known, version)
                 try:
-                    job = client.submit_job(
+                    spec = job_spec(
                         encode(writer),
                         session_id=self._session_id,
                         priority=priority,
@@ -227,6 +227,7 @@ class Session:
                         max_execution_time=max_execution_time,
                         estimate_hint=estimate_hint,
                     )
+                    found = client.submit_job_spec_for_end(spec)
                 except NotFoundError as error:
                     if error.reason != "UNKNOWN_CIRCUIT" or not writer.named:
                         raise
@@ -236,7 +237,7 @@ class Session:
                     if writer.sent:
                         with self._lock:
                             self._known |= writer.sent
-                    return Job(self.service, self._follower.claim(job))
+                    return Job(self.service, self._follower.claim(found))
 
     def _fetch(self) -> session_pb2.Session:
         return self.service.client.get_session(self._session_id)

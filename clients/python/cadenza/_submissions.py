@@ -13,6 +13,7 @@ from google.rpc.status_pb2 import Status
 
 from cadenza._errors import CadenzaError, UnavailableError, map_error, map_status
 from cadenza._transport import Transport
+from cadenza.v1.event_pb2 import JobEnded
 from cadenza.v1.job_pb2 import Job, JobSpec
 from cadenza.v1.job_service_pb2 import SubmitJobStreamRequest, SubmitJobStreamResponse
 
@@ -39,19 +40,25 @@ class Submissions:
         self._requests: queue.SimpleQueue[SubmitJobStreamRequest | None] = queue.SimpleQueue()
         self._answers: Any = None
 
-    def submit(self, request_id: str, spec: JobSpec) -> Job | None:
-        """The job as it was accepted; None: no answer, make a unary call.
+    def submit(self, request_id: str, spec: JobSpec, *, include_end: bool) -> Job | JobEnded | None:
+        """The job as it was accepted; None: no answer, make a unary call. `include_end`: or its end, if it has ended
+        by the time at which it is on disk.
 
         Raises `CadenzaError` if the server refuses the job, or does not answer in time.
         """
         if not self._offered or not self._lock.acquire(blocking=False):
             return None
         try:
-            answer = self._ask(request_id, spec)
+            answer = self._ask(SubmitJobStreamRequest(request_id=request_id, job=spec, include_end=include_end))
         finally:
             self._lock.release()
-        if answer is None or answer.HasField("job"):
-            return None if answer is None else answer.job
+        if answer is None:
+            return None
+        outcome = answer.WhichOneof("outcome")
+        if outcome == "ended":
+            return answer.ended
+        if outcome == "job":
+            return answer.job
         error = map_status(Status.FromString(answer.refusal.SerializeToString()), self._transport.endpoint.target)
         if isinstance(error, UnavailableError):
             return None
@@ -64,7 +71,7 @@ class Submissions:
             self._answers.cancel()
             self._answers = None
 
-    def _ask(self, request_id: str, spec: JobSpec) -> SubmitJobStreamResponse | None:
+    def _ask(self, request: SubmitJobStreamRequest) -> SubmitJobStreamResponse | None:
         now = time.monotonic()
         patience = self._timeout_s or float("inf")
         if self._answers is not None and now - self._opened > patience:
@@ -75,7 +82,7 @@ class Submissions:
                 return None
             self._open(now)
         try:
-            self._requests.put(SubmitJobStreamRequest(request_id=request_id, job=spec))
+            self._requests.put(request)
             answer: SubmitJobStreamResponse = next(self._answers)
         except StopIteration:
             self.close()
@@ -92,7 +99,7 @@ class Submissions:
             self.close()
             raise
         self._last = now
-        if answer.request_id != request_id:
+        if answer.request_id != request.request_id:
             self.close()
             return None
         return answer

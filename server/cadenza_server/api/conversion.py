@@ -329,6 +329,13 @@ def to_share_node(view: UsageView) -> share_pb2.ShareNode:
     )
 
 
+def to_job_ended(ended: JobEnded) -> event_pb2.JobEnded:
+    """The end of a job."""
+    return event_pb2.JobEnded(
+        job=to_job(ended.job), run=to_run(ended.run) if ended.run else None, result=_result(ended.result)
+    )
+
+
 def to_event(notice: Notice, settings: Mapping[str, DeviceSettings]) -> event_pb2.Event:
     """One change; `settings` are those of all devices, by name."""
     event = event_pb2.Event(event_number=notice.event_number, time=to_timestamp(notice.time))
@@ -343,10 +350,8 @@ def to_event(notice: Notice, settings: Mapping[str, DeviceSettings]) -> event_pb
             event.job_started.run.CopyFrom(to_run(run))
         case JobRequeued(run=run):
             event.job_requeued.run.CopyFrom(to_run(run))
-        case JobEnded(job=job, run=last, result=result):
-            event.job_ended.CopyFrom(
-                event_pb2.JobEnded(job=to_job(job), run=to_run(last) if last else None, result=_result(result))
-            )
+        case JobEnded() as ended:
+            event.job_ended.CopyFrom(to_job_ended(ended))
         case JobPriorityChanged(job=name, priority=priority):
             event.job_priority_changed.CopyFrom(event_pb2.JobPriorityChanged(job_id=name, priority=priority))
         case JobReleased(job=name, cache_deadline=deadline):

@@ -21,6 +21,7 @@ from cadenza_server.api.conversion import (
     PROGRAM_KINDS,
     to_event,
     to_job,
+    to_job_ended,
     to_run,
 )
 from cadenza_server.api.errors import ErrorMapper, RefusalWithState
@@ -42,7 +43,7 @@ from cadenza_server.api.fields import (
 from cadenza_server.api.programs import ProgramChecker
 from cadenza_server.api.scope import Scope, owner_shown
 from cadenza_server.config import Limits
-from cadenza_server.engine import JobContent, JobFilter, ProgramKind, RunFilter
+from cadenza_server.engine import JobContent, JobEnded, JobFilter, JobView, ProgramKind, RunFilter
 from cadenza_server.model.commands import Caller, CancelJob, SetPriority, SubmitJob
 from cadenza_server.model.errors import Code, Refusal
 from cadenza_server.model.words import JobClass, RunOutcome
@@ -164,20 +165,27 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
         self, request: job_service_pb2.SubmitJobRequest, context: Context
     ) -> job_service_pb2.SubmitJobResponse:
         """One job; it is on disk when this answers."""
-        return job_service_pb2.SubmitJobResponse(job=await self._submit(request))
+        accepted = await self._submit(request, include_end=False)
+        assert isinstance(accepted, JobView)
+        return job_service_pb2.SubmitJobResponse(job=to_job(accepted))
 
     async def _submit(
-        self, request: job_service_pb2.SubmitJobRequest | job_service_pb2.SubmitJobStreamRequest
-    ) -> job_pb2.Job:
-        """Both messages have the same bytes for the same job, and so the same key."""
+        self,
+        request: job_service_pb2.SubmitJobRequest | job_service_pb2.SubmitJobStreamRequest,
+        *,
+        include_end: bool,
+    ) -> JobView | JobEnded:
+        """Both messages have the same bytes for the same job (without `include_end`), and so the same key."""
         caller = current_caller()
         key = make_key(caller, "SubmitJob", request.request_id, request) if request.request_id else None
         try:
             command, content = await self._submitter.prepare(request.job, caller)
+            if include_end:
+                return await self._engine.submit_one(command, content, key)
             (view,) = await self._engine.submit((command,), (content,), key)
         except Refusal as refusal:
             raise moved(refusal, "job") if refusal.field is not None else refusal from None
-        return to_job(view)
+        return view
 
     async def SubmitJobStream(
         self, requests: AsyncIterator[job_service_pb2.SubmitJobStreamRequest], context: Context
@@ -188,8 +196,14 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
         self._streams.add(task)
         try:
             async for request in requests:
+                include_end = request.include_end
+                request.ClearField("include_end")  # a repetition need not ask for it
                 try:
-                    answer = job_service_pb2.SubmitJobStreamResponse(job=await self._submit(request))
+                    found = await self._submit(request, include_end=include_end)
+                    if isinstance(found, JobEnded):
+                        answer = job_service_pb2.SubmitJobStreamResponse(ended=to_job_ended(found))
+                    else:
+                        answer = job_service_pb2.SubmitJobStreamResponse(job=to_job(found))
                 except Exception as error:
                     status = self._errors.explain("SubmitJobStream", error)
                     refusal = errors_pb2.Refusal.FromString(status.SerializeToString())

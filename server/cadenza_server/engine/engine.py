@@ -57,6 +57,8 @@ from cadenza_server.store.views import (
 )
 
 T = TypeVar("T")
+_Accepted = tuple[tuple[JobView, JobEnded | None], ...]
+"""Jobs as they were accepted, and their ends where these came to disk with it."""
 _log = logging.getLogger(__name__)
 
 
@@ -148,14 +150,25 @@ class Engine:
         A job whose name is "" is named here, and one without an estimate is given the predictor's. Refused beside what
         the scheduler refuses: UNKNOWN_CIRCUIT.
         """
-        if request is None:
-            accepted = await self._submit(jobs, contents, None)
-            return tuple(payload.accepted for payload in accepted)
+        return tuple(view for view, _ in await self._submit_once(jobs, contents, request))
 
-        async def submit() -> tuple[JobView, ...]:
-            return tuple(payload.accepted for payload in await self._submit(jobs, contents, request))
+    async def submit_one(
+        self, job: SubmitJob, content: JobContent, request: RequestKey | None = None
+    ) -> JobView | JobEnded:
+        """As `submit`, of one job; its end, if that is on disk as soon as the job is."""
 
-        return await self._once(request, submit, _jobs_before)
+        ((view, ended),) = await self._submit_once((job,), (content,), request)
+        return ended or view
+
+    async def _submit_once(
+        self, jobs: Sequence[SubmitJob], contents: Sequence[JobContent], request: RequestKey | None
+    ) -> _Accepted:
+        """One type for both, as both may answer the same request at the same time."""
+
+        async def submit() -> _Accepted:
+            return tuple((payload.accepted, payload.ended) for payload in await self._submit(jobs, contents, request))
+
+        return await submit() if request is None else await self._once(request, submit, _accepted_before)
 
     async def submit_many(
         self, jobs: Sequence[SubmitJob], contents: Sequence[JobContent], request: RequestKey | None = None
@@ -717,6 +730,10 @@ def _jobs_before(connection: Connection, row: RequestRow) -> tuple[JobView, ...]
         return ()
     found = reads.read_jobs_from(connection, row.first_seq, row.job_count)
     return tuple(accepted_view(job.view, job.accepted_priority, job.accepted_class) for job in found)
+
+
+def _accepted_before(connection: Connection, row: RequestRow) -> _Accepted:
+    return tuple((view, None) for view in _jobs_before(connection, row))
 
 
 def _numbers_before(connection: Connection, row: RequestRow) -> tuple[tuple[str, int], ...]:

@@ -11,6 +11,7 @@ from typing import Final
 
 from cadenza.v1 import circuit_pb2, program_pb2
 
+from cadenza_server.engine.notices import JobEnded
 from cadenza_server.engine.views import JobContent
 from cadenza_server.model.events import JobQueued
 from cadenza_server.model.words import JobClass, JobState
@@ -31,10 +32,12 @@ class Payload:
         "_view",
         "committed",
         "digests",
+        "ended",
         "min_duration_ns",
         "new_digests",
         "program",
         "run",
+        "unit",
         "workload",
     )
 
@@ -49,6 +52,10 @@ class Payload:
         self.workload = content.workload
         self.run: RunView | None = None
         self.committed = False
+        self.unit: object = None
+        """What is committed with its acceptance, until that has been."""
+        self.ended: JobEnded | None = None
+        """Its end, if one commit holds this and its acceptance."""
 
     @property
     def job(self) -> str:
@@ -134,6 +141,7 @@ class Payloads:
             entry = self._entries.get(job)
             if entry is not None:
                 entry.committed = True
+                entry.unit = None
                 if self._bytes > self._bytes_max:
                     self.drop(job)
 

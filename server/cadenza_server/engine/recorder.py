@@ -359,6 +359,7 @@ class Recorder:
             self._note_user(event.user, batch)
         self._wait(event.user, event.device, 1)
         payload = self.accepted[event.job] = Payload(event, content, now, new_digests)
+        payload.unit = batch
         self._payloads.put(payload)
         if event.session is not None:
             record = self.sessions[event.session]
@@ -489,7 +490,8 @@ class Recorder:
             batch.append(sql.INSERT_RESULT, (event.job, result))
         payload = self._payloads.get(event.job)
         change: Change | None = None
-        if payload is not None and self._is_watched(event.job, event.session):
+        at_once = payload is not None and payload.unit is batch
+        if payload is not None and (at_once or self._is_watched(event.job, event.session)):
             view = replace(
                 payload.view,
                 state=event.state,
@@ -500,6 +502,8 @@ class Recorder:
             )
             small = result is not None and len(result) <= INLINE_RESULT_BYTES_MAX
             change = JobEnded(job=view, run=payload.run, result=result if small else None)
+            if at_once:
+                payload.ended = change
         number = self._history(
             "job_ended",
             {"attempt": attempt},
