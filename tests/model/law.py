@@ -565,11 +565,13 @@ class Law:
         run.charge = charge
         self.note("6: estimate doubles")
 
-    def end_hold(self, device: Device) -> None:
-        """A piece of held time ends: a run starts, or the session lets go of the device."""
+    def end_hold(self, device: Device, end: int | None = None) -> None:
+        """A piece of held time ends: a run starts, the session lets go of the device, or (`end`) the server went."""
         if device.held_since is not None:
             assert device.active is not None
-            self.settle(device.active.user, device.held_since, self.now - device.held_since)
+            held = (self.now if end is None else end) - device.held_since
+            if held > 0:
+                self.settle(device.active.user, device.held_since, held)
             device.held_since = None
             self.note("6: hold charged")
 
@@ -963,6 +965,9 @@ class Law:
             if device.run is not None:
                 self.note("10: run put back")
                 self.end_run(device, "PUT_BACK")
+            if device.held_since is not None:
+                self.note("10: held time ends where the server went down")
+                self.end_hold(device, to_ns(event["down_from"]))
 
     # --- checks ------------------------------------------------------------------------------------------------------
 

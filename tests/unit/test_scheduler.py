@@ -498,6 +498,16 @@ def test_restart_during_a_calibration_leaves_the_idle_clock_what_it_had_left() -
     assert desk.scheduler.session_view("s1").idle_due == (100 + 295) * SECOND  # type: ignore[union-attr]
 
 
+def test_nobody_pays_for_a_held_device_while_the_server_is_down() -> None:
+    desk = Desk()
+    desk.at(0, CreateSession(session="s1", caller=ALICE, device="qpu"), submit("a1", ALICE, session="s1"))
+    desk.end(5)  # held from here on
+    holds = [e for e in desk.at(110, Resumed(down_from=10 * SECOND)) if isinstance(e, HoldEnded)]
+    assert [(hold.start, hold.end) for hold in holds] == [(5 * SECOND, 10 * SECOND)]
+    holds = [e for e in desk.at(120, submit("a2", ALICE, session="s1")) if isinstance(e, HoldEnded)]
+    assert [(hold.start, hold.end) for hold in holds] == [(110 * SECOND, 120 * SECOND)]
+
+
 def test_restart_moves_automatic_calibrations() -> None:
     desk = Desk(replace(RUNTIME_2023, calibration_interval=100 * SECOND))
     desk.at(70, Resumed(down_from=20 * SECOND))

@@ -121,15 +121,17 @@ class Ledger:
         """Say what a user and the accounts above have settled now."""
         self.events.append(self.tree.settled(node))
 
-    def end_hold(self, device: Device) -> None:
-        """Charge the piece of time for which the active session has held the device idle, if it has (6)."""
+    def end_hold(self, device: Device, end: int | None = None) -> None:
+        """Charge the piece of time, until `end` or now, for which the active session has held the device idle, if it
+        has (6)."""
         start, session = device.held_since, device.active
         if start is None or session is None:
             return
         device.held_since = None
-        if start < self.now:
-            self.queue.charge(session.node.handle, start, self.now - start)
+        end = self.now if end is None else end
+        if start < end:
+            self.queue.charge(session.node.handle, start, end - start)
             self.events.append(
-                HoldEnded(session=session.name, user=session.node.path, device=device.name, start=start, end=self.now)
+                HoldEnded(session=session.name, user=session.node.path, device=device.name, start=start, end=end)
             )
             self.settled(session.node)

@@ -388,6 +388,8 @@ class Scheduler:
         for device in self._ledger.devices.values():
             if device.running is not None:
                 self._runs.end(device, device.running, RunOutcome.PUT_BACK)
+            # The law does not say who pays for a held device while the server is down: nobody, as nobody could use it.
+            self._ledger.end_hold(device, command.down_from)
 
     # --- the share tree -----------------------------------------------------------------------------------------
 
