@@ -27,8 +27,9 @@ def load_peers() -> dict[str, Callable[[], Peer]]:
     from tests.benchmarks.peers.cluster_peers import HyperQueue, Slurm
     from tests.benchmarks.peers.memory_peers import Dask, Ray
     from tests.benchmarks.peers.redis_peers import Celery, Rq
+    from tests.benchmarks.peers.temporal_peer import Temporal
 
-    return {peer.name: peer for peer in (Cadenza, Celery, Rq, Slurm, HyperQueue, Dask, Ray)}
+    return {peer.name: peer for peer in (Cadenza, Temporal, Celery, Rq, Slurm, HyperQueue, Dask, Ray)}
 
 
 def percentile(values: list[float], share: float) -> float:
