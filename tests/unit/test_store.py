@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from cadenza_server.clock import SystemClock, VirtualClock
 from cadenza_server.engine.ids import TimeOrderedIds
 from cadenza_server.store import Store, StoreError, StoreInUse, commit_process, committer, lock, migration
 from cadenza_server.store.batch import INSERT_EVENT, PUT_META, Batch
+from cadenza_server.store.commit_process import Row
 from cadenza_server.store.schema import HEAD, meta, metadata
 from cadenza_server.store.store import FILE_NAME
 from sqlalchemy import Connection, create_engine, select, text
@@ -274,6 +276,23 @@ async def test_many_rows_of_one_insert_are_written_in_few_statements_and_all_of_
     assert len(list(commit_process.expand(batch.groups()))) == 1 + 1 + 1 + 3
     await store.commit(batch)
     assert await store.read(values) == {f"key {number}": number for number in range(87)}
+
+
+def test_columns_that_no_row_has_are_written_as_null_and_every_row_is_as_it_was() -> None:
+    statement = "INSERT INTO each (number, a, b, kind, c, d) VALUES (?, ?, ?, 'NEW', (SELECT ?), ?)"
+    source = random.Random(3)
+    for count in range(1, 100):
+        gone = [source.random() < 0.5 for _ in range(4)]
+        rows: list[Row] = [
+            (number, *(None if lost or source.random() < 0.2 else source.choice((1, "?", b"x", 0.5)) for lost in gone))
+            for number in range(count)
+        ]
+        with closing(sqlite3.connect(":memory:")) as connection:
+            connection.execute("CREATE TABLE each (number, a, b, kind, c, d)")
+            for written, values in commit_process.expand([(statement, rows)]):
+                connection.execute(written, values)
+            assert connection.execute("SELECT number, a, b, c, d FROM each ORDER BY number").fetchall() == rows
+            assert connection.execute("SELECT DISTINCT kind FROM each").fetchall() == [("NEW",)]
 
 
 @pytest.mark.parametrize("replaced", [False, True])

@@ -44,9 +44,12 @@ HEARTBEAT_NS: Final = 5 * SECOND
 was written."""
 READ_AGAIN_NS: Final = (SECOND // 10, 1 * SECOND)
 """How long to wait before a program that could not be read is read again. Then the run counts as lost."""
-GATHER_SECONDS: Final = 0.001
+GATHER_SECONDS: Final = 0.003
 """How long a commit waits for more calls, if the one before it answered several. A commit costs what dozens of calls
 do, and callers that wait for their answers before they call again come again soon."""
+
+GATHER_CALLS_MAX: Final = 24
+"""For how many calls it waits at most: if all of many callers were waited for, they and the server would take turns."""
 
 SHORT_RUN_NS: Final = 3 * SECOND // 1000
 """A run that is expected to take no longer is waited for, so long at most, with the commit of its start. One commit
@@ -732,7 +735,7 @@ class Writer:
         self._observer.committed(unit.began, unit.batch, len(unit.answers))
         self.payloads.set_committed(unit.jobs)
         if len(unit.answers) > 1:
-            self._gather(GATHER_SECONDS, len(self._unit.answers) + len(unit.answers))
+            self._gather(GATHER_SECONDS, min(len(self._unit.answers) + len(unit.answers), GATHER_CALLS_MAX))
         self._kick()  # before the answers: the disk is what takes longest
         self._release(unit)
 
