@@ -200,6 +200,7 @@ class ExecutionInfo(_message.Message):
     PARSE_DURATION_FIELD_NUMBER: _builtins.int
     TRANSPILE_DURATION_FIELD_NUMBER: _builtins.int
     EXECUTE_DURATION_FIELD_NUMBER: _builtins.int
+    SESSION_FIRST_EPOCH_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """The device."""
     epoch: _builtins.int
@@ -208,6 +209,11 @@ class ExecutionInfo(_message.Message):
     """Which attempt this was, from 1."""
     method: _builtins.str
     """The simulation method that was used; empty if the device has none."""
+    session_first_epoch: _builtins.int
+    """The calibration epoch in which the first run of the job's session started: if it differs from `epoch`, the device
+    was calibrated inside the session, and results from before are of a device with other error rates. Absent: the job
+    has no session.
+    """
     @_builtins.property
     def parse_duration(self) -> _duration_pb2.Duration:
         """Time to parse the circuits and bind their parameters."""
@@ -230,11 +236,14 @@ class ExecutionInfo(_message.Message):
         parse_duration: _duration_pb2.Duration | None = ...,
         transpile_duration: _duration_pb2.Duration | None = ...,
         execute_duration: _duration_pb2.Duration | None = ...,
+        session_first_epoch: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["execute_duration", b"execute_duration", "parse_duration", b"parse_duration", "transpile_duration", b"transpile_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_session_first_epoch", b"_session_first_epoch", "execute_duration", b"execute_duration", "parse_duration", b"parse_duration", "session_first_epoch", b"session_first_epoch", "transpile_duration", b"transpile_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "device", b"device", "epoch", b"epoch", "execute_duration", b"execute_duration", "method", b"method", "parse_duration", b"parse_duration", "transpile_duration", b"transpile_duration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_session_first_epoch", b"_session_first_epoch", "attempt", b"attempt", "device", b"device", "epoch", b"epoch", "execute_duration", b"execute_duration", "method", b"method", "parse_duration", b"parse_duration", "session_first_epoch", b"session_first_epoch", "transpile_duration", b"transpile_duration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__session_first_epoch: _TypeAlias = _typing.Literal["session_first_epoch"]  # noqa: Y015
+    _WhichOneofArgType__session_first_epoch: _TypeAlias = _typing.Literal["_session_first_epoch", b"_session_first_epoch"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__session_first_epoch) -> _WhichOneofReturnType__session_first_epoch | None: ...
 
 Global___ExecutionInfo: _TypeAlias = ExecutionInfo  # noqa: Y015
