@@ -3,7 +3,8 @@
 
 Layout. A `State` is one queue. It owns pools of equal records. A record is named by its 32-bit index and never moves,
 so an index is also the handle that Python sees; index 0 is "none" (but node 0 is the root of the share tree, and devices
-count from 0). Pools grow by whole chunks: growing copies no record and never doubles.
+count from 0). A pool is a range of reserved addresses, so that an index is all it takes to find a record; memory comes in
+behind it from the front. Growing copies no record and never doubles.
 
 One kind of ordered set holds the queue together, a B+ tree of `Block`s. Each slot has a key, the least estimate of what
 is behind it, and a reference. Narrow trees have the key `order`, wide ones (`usage`, `order`):
@@ -56,14 +57,13 @@ cdef enum Kind:
 
 
 cdef struct Pool:
-    char **chunks
-    uint32_t chunk_count
-    uint32_t chunk_max    # length of `chunks`
-    uint32_t shift        # 2**shift records a chunk
+    char *base            # of the range of addresses
+    size_t range_size     # bytes of addresses
+    size_t held           # bytes from `base` that memory may be behind
     uint32_t record_size  # bytes
     uint32_t used         # records ever given out; index 0 counts
     uint32_t free_first   # freed records are a list through their first four bytes; 0 ends it
-    uint32_t spare        # records that can be taken before another chunk is needed
+    uint32_t spare        # records that can be taken before the pool has to grow
 
 
 cdef struct Job:          # 24 bytes

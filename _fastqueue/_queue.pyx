@@ -22,7 +22,7 @@ The law of this file; every function may rely on it and leaves it behind true:
 from cpython.exc cimport PyErr_NoMemory
 from libc.math cimport INFINITY, NAN, exp2, expm1, isfinite, ldexp, log
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport abort, free, malloc, qsort, realloc
+from libc.stdlib cimport abort, free, malloc, qsort
 from libc.string cimport memcpy, memset
 
 cdef extern from *:
@@ -30,21 +30,35 @@ cdef extern from *:
     #include <math.h>
     #include <stdint.h>
     #include <stdlib.h>
-    #if defined(__linux__)
     #include <sys/mman.h>
-    #endif
+    #include <sys/resource.h>
     #define CADENZA_PAGE ((size_t)2 << 20)
-    /* A chunk of a pool: only touched pages take memory. Where the system can, pages are huge, so that a visit to any
-       record needs no walk through page tables, but for the first of the first chunk: a small queue stays small. */
-    static void *cadenza_chunk(size_t size, int first) {
-        size = (size + CADENZA_PAGE - 1) / CADENZA_PAGE * CADENZA_PAGE;
-        char *chunk = (char *)aligned_alloc(CADENZA_PAGE, size);
-    #if defined(MADV_HUGEPAGE)
-        size_t small = first ? CADENZA_PAGE : 0;
-        if (chunk && size > small) (void)madvise(chunk + small, size - small, MADV_HUGEPAGE);
-    #endif
-        return chunk;
+    #define CADENZA_RANGE ((size_t)8 << 30)
+    /* Addresses for a pool, aligned to huge pages, without memory behind them: up to 8 GB, or a part of what the process
+       may have. NULL: there are none. */
+    static char *cadenza_range(size_t *size) {
+        struct rlimit limit;
+        *size = CADENZA_RANGE;
+        if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && limit.rlim_cur / 32 < *size)
+            *size = limit.rlim_cur / 32 / CADENZA_PAGE * CADENZA_PAGE;
+        char *range = (char *)mmap(NULL, *size + CADENZA_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0);
+        if (range == (char *)MAP_FAILED) return NULL;
+        size_t before = -(uintptr_t)range % CADENZA_PAGE;
+        if (before) munmap(range, before);
+        munmap(range + before + *size, CADENZA_PAGE - before);
+        return range + before;
     }
+    /* Let memory be used behind `size` more bytes: zeros, and only touched pages take any. Where the system can, pages
+       are huge, so that a visit to any record needs no walk through page tables, but for the first of a pool: a small
+       queue stays small. */
+    static int cadenza_extend(char *range, size_t held, size_t size) {
+        if (mprotect(range + held, size, PROT_READ | PROT_WRITE)) return 0;
+    #if defined(MADV_HUGEPAGE)
+        if (held) (void)madvise(range + held, size, MADV_HUGEPAGE);
+    #endif
+        return 1;
+    }
+    static void cadenza_return(char *range, size_t size) { munmap(range, size); }
     #if defined(__GNUC__) || defined(__clang__)
     #define cadenza_prefetch(line) __builtin_prefetch(line)
     #else
@@ -101,15 +115,13 @@ cdef extern from *:
     int cadenza_smaller(const double *keys, double key) noexcept nogil
     int cadenza_before(const void *slots, uint64_t order) noexcept nogil
     void cadenza_prefetch(const char *line) noexcept nogil
-    void *cadenza_chunk(size_t size, int first) noexcept nogil
+    char *cadenza_range(size_t *size) noexcept nogil
+    bint cadenza_extend(char *range, size_t held, size_t size) noexcept nogil
+    void cadenza_return(char *range, size_t size) noexcept nogil
 
 cdef enum:
-    JOB_SHIFT = 18            # chunks of some megabytes: room for huge pages
-    NODE_SHIFT = 17
-    EXTRA_SHIFT = 17
-    BLOCK_SHIFT = 16
-    SESSION_SHIFT = 8
-    DEVICE_SHIFT = 4
+    FIRST_BYTES = 2 << 20     # of a pool: one huge page
+    MORE_BYTES = 16 << 20
     BLOCKS_KEPT = 40          # free blocks that a change of one device may need
     MERGE_BELOW = 5           # a block with fewer slots looks for a neighbour to merge with
     MERGED_MAX = 12           # slots in a merged block: room is left for the next ones
@@ -136,46 +148,36 @@ BATCH_MAY_NOT_START = -4
 
 # --- pools ------------------------------------------------------------------------------------------------------------
 
-cdef void pool_init(Pool *p, uint32_t record_size, uint32_t shift, uint32_t used) noexcept nogil:
+cdef void pool_init(Pool *p, uint32_t record_size, uint32_t used) noexcept nogil:
     memset(p, 0, sizeof(Pool))
     p.record_size = record_size
-    p.shift = shift
     p.used = used
 
 
 cdef void pool_free(Pool *p) noexcept nogil:
-    cdef uint32_t i
-    for i in range(p.chunk_count):
-        free(p.chunks[i])
-    free(p.chunks)
-    p.chunks = NULL
-    p.chunk_count = 0
-    p.chunk_max = 0
+    if p.base != NULL:
+        cadenza_return(p.base, p.range_size)
+    p.base = NULL
 
 
 cdef bint pool_grow(Pool *p) noexcept nogil:
-    """Whether there was memory for another chunk."""
-    cdef uint32_t chunk_max = p.chunk_max
-    cdef char **chunks
-    cdef char *chunk
-    if p.chunk_count == chunk_max:
-        chunk_max = 2 * chunk_max if chunk_max else 8
-        chunks = <char **>realloc(p.chunks, chunk_max * sizeof(char *))
-        if chunks == NULL:
-            return False
-        p.chunks = chunks
-        p.chunk_max = chunk_max
-    chunk = <char *>cadenza_chunk(<size_t>p.record_size << p.shift, p.chunk_count == 0)
-    if chunk == NULL:
+    """Whether there was memory for more records."""
+    cdef size_t more = MORE_BYTES if p.held else FIRST_BYTES
+    if p.base == NULL:
+        p.base = cadenza_range(&p.range_size)
+    if more > p.range_size - p.held:
+        more = p.range_size - p.held
+    if p.base == NULL or more == 0 or not cadenza_extend(p.base, p.held, more):
         return False
-    p.chunks[p.chunk_count] = chunk
-    p.chunk_count += 1
-    p.spare = p.spare + (<uint32_t>1 << p.shift) if p.chunk_count > 1 else (<uint32_t>1 << p.shift) - p.used
+    p.spare += <uint32_t>((p.held + more) // p.record_size - p.held // p.record_size)
+    if p.held == 0:
+        p.spare -= p.used  # index 0
+    p.held += more
     return True
 
 
 cdef inline char *pool_at(Pool *p, uint32_t i) noexcept nogil:
-    return p.chunks[i >> p.shift] + <size_t>(i & ((<uint32_t>1 << p.shift) - 1)) * p.record_size
+    return p.base + <size_t>i * p.record_size
 
 
 cdef int pool_reserve(Pool *p, uint64_t count) except -1 nogil:
@@ -215,20 +217,20 @@ cdef inline void pool_give(Pool *p, uint32_t i) noexcept nogil:
 
 
 cdef uint64_t pool_bytes(Pool *p) noexcept nogil:
-    """What has been touched; the rest of a chunk is but addresses."""
-    return <uint64_t>p.used * p.record_size + p.chunk_max * sizeof(char *)
+    """What has been touched; the rest is but addresses."""
+    return <uint64_t>p.used * p.record_size
 
 
 cdef inline Job *job_at(State *q, uint32_t i) noexcept nogil:
-    return <Job *>q.jobs.chunks[i >> JOB_SHIFT] + (i & ((1 << JOB_SHIFT) - 1))
+    return <Job *>q.jobs.base + i
 
 
 cdef inline Node *node_at(State *q, uint32_t i) noexcept nogil:
-    return <Node *>q.nodes.chunks[i >> NODE_SHIFT] + (i & ((1 << NODE_SHIFT) - 1))
+    return <Node *>q.nodes.base + i
 
 
 cdef inline Extra *extra_at(State *q, uint32_t i) noexcept nogil:
-    return <Extra *>q.extras.chunks[i >> EXTRA_SHIFT] + (i & ((1 << EXTRA_SHIFT) - 1))
+    return <Extra *>q.extras.base + i
 
 
 cdef Entry *entry_beside(State *q, uint32_t i) noexcept nogil:
@@ -248,10 +250,9 @@ cdef inline uint32_t entry_node(State *q, uint32_t i) noexcept nogil:
 
 
 cdef inline Block *block_at(State *q, bint wide, uint32_t i) noexcept nogil:
-    cdef size_t at = i & ((1 << BLOCK_SHIFT) - 1)
     if wide:
-        return <Block *>(q.wide.chunks[i >> BLOCK_SHIFT] + at * WIDE_SIZE)
-    return <Block *>(q.narrow.chunks[i >> BLOCK_SHIFT] + at * NARROW_SIZE)
+        return <Block *>(q.wide.base + <size_t>i * WIDE_SIZE)
+    return <Block *>(q.narrow.base + <size_t>i * NARROW_SIZE)
 
 
 cdef inline void fetch(const void *record, int size) noexcept nogil:
@@ -270,11 +271,11 @@ cdef inline void fetch_wide(Block *b) noexcept nogil:
 
 
 cdef inline Session *session_at(State *q, uint32_t i) noexcept nogil:
-    return <Session *>q.sessions.chunks[i >> SESSION_SHIFT] + (i & ((1 << SESSION_SHIFT) - 1))
+    return <Session *>q.sessions.base + i
 
 
 cdef inline Device *device_at(State *q, uint32_t i) noexcept nogil:
-    return <Device *>q.devices.chunks[i >> DEVICE_SHIFT] + (i & ((1 << DEVICE_SHIFT) - 1))
+    return <Device *>q.devices.base + i
 
 
 # --- trees ------------------------------------------------------------------------------------------------------------
@@ -1450,13 +1451,13 @@ cdef inline int reserve_memory(State *q) except -1 nogil:
 
 cdef int queue_init(State *q, int64_t half_life) except -1 nogil:
     memset(q, 0, sizeof(State))
-    pool_init(&q.jobs, sizeof(Job), JOB_SHIFT, 1)
-    pool_init(&q.nodes, sizeof(Node), NODE_SHIFT, 0)
-    pool_init(&q.extras, sizeof(Extra), EXTRA_SHIFT, 1)
-    pool_init(&q.wide, WIDE_SIZE, BLOCK_SHIFT, 1)
-    pool_init(&q.narrow, NARROW_SIZE, BLOCK_SHIFT, 1)
-    pool_init(&q.sessions, sizeof(Session), SESSION_SHIFT, 1)
-    pool_init(&q.devices, sizeof(Device), DEVICE_SHIFT, 0)
+    pool_init(&q.jobs, sizeof(Job), 1)
+    pool_init(&q.nodes, sizeof(Node), 0)
+    pool_init(&q.extras, sizeof(Extra), 1)
+    pool_init(&q.wide, WIDE_SIZE, 1)
+    pool_init(&q.narrow, NARROW_SIZE, 1)
+    pool_init(&q.sessions, sizeof(Session), 1)
+    pool_init(&q.devices, sizeof(Device), 0)
     q.half_life = half_life
     q.k = (<double>half_life / 1e9) / log(2.0)
     q.charge_max = FOREVER if half_life > FOREVER // CHARGE_HALF_LIVES_MAX else CHARGE_HALF_LIVES_MAX * half_life

@@ -76,7 +76,7 @@ def cycle(
     without the window.
     """
     cdef State *q = &queue.state
-    cdef Device *device = <Device *>q.devices.chunks[0]
+    cdef Device *device = <Device *>q.devices.base
     cdef int64_t i, job
     cdef int64_t nothing = 0
     cdef uint32_t user

@@ -224,6 +224,7 @@ def measure(drive: ModuleType, size: int, runs: int, count: int) -> dict[str, fl
     standard.cycle(size)
     from_python.cycles_from_python(size)
     plain.cycles(size // 4)
+    heapq_cycles(heap, chance, size)
     for _ in range(runs):
         note("std::priority_queue pop + push", standard.cycle(count) / count * 1e9)
         note("cycle from C", work.cycles(drive, count)[0])
