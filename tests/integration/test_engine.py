@@ -1361,6 +1361,31 @@ async def test_usage_counts_who_waits(home: Home) -> None:
     assert caught.value.reason == "UNKNOWN_PATH"
 
 
+async def test_usage_of_many_users_is_summed_up_in_one_pass(home: Home) -> None:
+    """A list of 10,000 users once took half a minute, in which nobody was answered."""
+
+    class Counted(dict[tuple[str, str], tuple[int, int]]):
+        passes = 0
+
+        def items(self) -> Any:
+            self.passes += 1
+            return super().items()
+
+    for account in range(3):
+        for user in range(4):
+            await home.submit(Caller(f"uni{account}/group/user{user}"))
+    recorder: Any = home.engine._writer.recorder
+    recorder.waiting = counted = Counted(recorder.waiting)
+    views = {view.path: view for view in home.engine.usage_views()}
+    assert counted.passes == 1
+    assert {path: view.queued + view.running for path, view in views.items()} == {
+        **{f"uni{account}": 4 for account in range(3)},
+        **{f"uni{account}/group": 4 for account in range(3)},
+        **{f"uni{account}/group/user{user}": 1 for account in range(3) for user in range(4)},
+    }
+    assert list(views) == sorted(views)
+
+
 async def test_a_second_server_on_the_same_store_is_told_who_has_it(home: Home) -> None:
     with pytest.raises(StoreInUse, match=rf"in use by process {os.getpid()} on .*, since 1970-01-01T00:16:40"):
         await Home(home.data_dir).open()

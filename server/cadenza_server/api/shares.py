@@ -34,7 +34,7 @@ class ShareServicer(share_service_pb2_grpc.ShareServiceServicer):
         parent = check_user(request.parent, "parent") if request.parent else None
         views = self._engine.usage_views(parent, device=request.device or None)
         page, token = cut_page(
-            sorted(views, key=lambda view: view.path.split("/")),
+            views,
             lambda view: view.path.replace("/", "\x00"),
             check_page_size(request.page_size),
             request.page_token,

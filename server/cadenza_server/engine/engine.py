@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -37,6 +38,7 @@ from cadenza_server.model.commands import (
 )
 from cadenza_server.model.errors import Code, Refusal, not_found
 from cadenza_server.model.events import Event
+from cadenza_server.model.paths import ancestors
 from cadenza_server.model.settings import HALF_LIFE_DEFAULT, SECOND
 from cadenza_server.model.words import JobState, SessionState
 from cadenza_server.scheduling.shares import NodeKind
@@ -673,17 +675,20 @@ class Engine:
         UNKNOWN_DEVICE."""
         if device is not None:
             _found(self._writer.devices.get(device), "device", device)
-        counts = self._writer.recorder.waiting
+        below = None if parent is None else parent + "/"
+        # summed up once for all nodes: there may be tens of thousands of them
+        queued: Counter[str] = Counter()
+        running: Counter[str] = Counter()
+        for (user, where), (waiting, on_device) in self._writer.recorder.waiting.items():
+            if device in (None, where) and (below is None or user == parent or user.startswith(below)):
+                for path in (user, *ancestors(user)):
+                    queued[path] += waiting
+                    running[path] += on_device
         views = []
         for node in self._writer.scheduler.shares_view(self.now()):
             path = node.path
-            if parent is not None and path != parent and not path.startswith(parent + "/"):
+            if below is not None and path != parent and not path.startswith(below):
                 continue
-            queued = running = 0
-            for (user, where), (waiting, on_device) in counts.items():
-                if (user == path or user.startswith(path + "/")) and device in (None, where):
-                    queued += waiting
-                    running += on_device
             views.append(
                 UsageView(
                     path=path,
@@ -693,8 +698,8 @@ class Engine:
                     in_flight_s=node.in_flight,
                     normalised_s=(node.settled + node.in_flight) / node.shares,
                     charged_s=self._writer.recorder.charged_ns.get(path, 0) / SECOND,
-                    queued=queued,
-                    running=running,
+                    queued=queued[path],
+                    running=running[path],
                 )
             )
         if parent is not None and not views:
