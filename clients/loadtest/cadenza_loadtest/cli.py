@@ -16,7 +16,7 @@ from cadenza_loadtest.connection import Connection
 from cadenza_loadtest.knee import Step, find_knee
 from cadenza_loadtest.page import make_page
 from cadenza_loadtest.report import Report, compare_reports, format_report
-from cadenza_loadtest.run import Setup, run_test
+from cadenza_loadtest.run import Setup, run_test, run_tests
 from cadenza_loadtest.scenario import Scenario, ScenarioError, list_ready, load
 
 app = typer.Typer(
@@ -126,7 +126,7 @@ def run(
             )
             if knee:
                 names = [traffic.name for traffic in wanted.traffic]
-                best = find_knee(lambda more: run_test(wanted, setup, _say, more), names, p99, _print_step)
+                best = run_tests(wanted, setup, _say, lambda test: find_knee(test, names, p99, _print_step))
                 sentence = (
                     f"knee: {best.submits_per_s:,.1f} operations/s (rates x {best.factor:g})"
                     if best

@@ -100,8 +100,12 @@ class Observer:
             self.seen.samples.append(Sample(time.time() - self._start, queued, running))
             await asyncio.sleep(1)
 
-    async def finish(self, tag: str) -> Observation:
-        """Read the record of all jobs that carry `tag`, and what the accounts were charged."""
+    async def finish(self, tag: str | None) -> Observation:
+        """Read the record of all jobs that carry `tag`, and what the accounts were charged; None: of none."""
+        if tag is None:
+            self.seen.trouble = "the server's record was not read"
+            await self._channel.close()
+            return self.seen
         try:
             for node in await self._list_accounts():
                 self.seen.accounts[node.path] = (node.shares, node.charged_s - self._before.get(node.path, 0.0))

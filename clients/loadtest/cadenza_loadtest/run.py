@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeVar
 
 from cadenza_loadtest.connection import Connection
 from cadenza_loadtest.driver import Part, Stop, accept_stop, drive, prepare
@@ -18,6 +18,8 @@ from cadenza_loadtest.observer import Observer
 from cadenza_loadtest.plan import Operation, make_plan
 from cadenza_loadtest.report import Report, make_report
 from cadenza_loadtest.scenario import Scenario, ScenarioError
+
+T = TypeVar("T")
 
 LEAD_S: Final = 2.0
 """From the start of the processes to the start of the clock: they load what they need meanwhile."""
@@ -42,14 +44,27 @@ def run_test(scenario: Scenario, setup: Setup, say: Callable[[str], None], facto
 
     Raises `ScenarioError`, and `grpc.RpcError` if the server cannot be reached.
     """
-    return asyncio.run(_run(scenario, setup, say, factor))
+    return asyncio.run(_run(scenario, setup, say, lambda test: test(factor), with_record=True))
 
 
-async def _run(scenario: Scenario, setup: Setup, say: Callable[[str], None], factor: float) -> Report:
-    plan = make_plan(scenario, factor)
-    if not plan:
-        sentence = f"no operation falls into {scenario.duration_s:g} s: raise a rate or duration_s"
-        raise ScenarioError(f"{scenario.name}: {sentence}")
+def run_tests(
+    scenario: Scenario, setup: Setup, say: Callable[[str], None], use: Callable[[Callable[[float], Report]], T]
+) -> T:
+    """Prepare the server once, and let `use` run as many tests as it likes, each at a multiple of the rates.
+
+    Gives what `use` gives. The reports have nothing from the server's record of the jobs. Raises as `run_test`.
+    """
+    return asyncio.run(_run(scenario, setup, say, use, with_record=False))
+
+
+async def _run(
+    scenario: Scenario,
+    setup: Setup,
+    say: Callable[[str], None],
+    use: Callable[[Callable[[float], Report]], T],
+    *,
+    with_record: bool,
+) -> T:
     part = Part(
         scenario=scenario,
         connection=setup.connection,
@@ -60,24 +75,43 @@ async def _run(scenario: Scenario, setup: Setup, say: Callable[[str], None], fac
         connections=setup.connections,
         cleanup=setup.cleanup,
     )
+    loop = asyncio.get_running_loop()
+    async with prepare(part, say) as prepared:
+
+        def test(factor: float) -> Report:
+            return asyncio.run_coroutine_threadsafe(
+                _test(part, setup, prepared, say, factor, with_record), loop
+            ).result()
+
+        # this loop goes on reading the watches meanwhile
+        return await asyncio.to_thread(use, test)
+
+
+async def _test(
+    part: Part, setup: Setup, prepared: Measurement, say: Callable[[str], None], factor: float, with_record: bool
+) -> Report:
+    scenario = part.scenario
+    plan = make_plan(scenario, factor)
+    if not plan:
+        sentence = f"no operation falls into {scenario.duration_s:g} s: raise a rate or duration_s"
+        raise ScenarioError(f"{scenario.name}: {sentence}")
     stop = multiprocessing.get_context("spawn").Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, stop.set)
     measured = Measurement()
     try:
-        async with prepare(part, say) as prepared:
-            # processes come up beside each other; the clock starts when all are there
-            part = replace(part, start=time.time() + LEAD_S)
-            observer = Observer(setup.connection, part.start)
-            watching = asyncio.create_task(observer.watch())
-            say(f"{len(plan)} operations in {scenario.duration_s:g} s")
-            for packed in await _drive_all(part, plan, setup.processes, stop, say):
-                measured.add(packed)
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
-            say("reading the server's record")
-            seen = await observer.finish(part.tag)
+        # processes come up beside each other; the clock starts when all are there
+        part = replace(part, start=time.time() + LEAD_S)
+        observer = Observer(setup.connection, part.start)
+        watching = asyncio.create_task(observer.watch())
+        say(f"{len(plan)} operations in {scenario.duration_s:g} s")
+        for packed in await _drive_all(part, plan, setup.processes, stop, say):
+            measured.add(packed)
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+        say("reading the server's record")
+        seen = await observer.finish(part.tag if with_record else None)
         measured.add(prepared.pack())
     finally:
         loop.remove_signal_handler(signal.SIGINT)
