@@ -94,6 +94,7 @@ def draw_timeline(
     suffix.
     """
     # It takes long to import: only who draws pays for it.
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -166,4 +167,6 @@ def draw_timeline(
         axes.spines[side].set_visible(False)
     if key:
         axes.legend(handles=key, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, ncols=columns)
-    figure.savefig(path, dpi=130)
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
+    with rc_context({"svg.hashsalt": "cadenza"}):  # the same runs, the same file
+        figure.savefig(path, dpi=130, metadata=undated)

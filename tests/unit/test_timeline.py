@@ -98,3 +98,11 @@ def test_every_picture_of_a_simulation_has_calibrations_and_holds_in_the_same_co
     assert "held idle" in found
     assert f"fill: {CALIBRATION}" in picture.read_text()
     assert f"fill: {HELD}" in picture.read_text()
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
+def test_the_same_runs_are_the_same_file(suffix: str, tmp_path: Path) -> None:
+    pictures = [tmp_path / f"{name}.{suffix}" for name in ("one", "two")]
+    for picture in pictures:
+        draw_timeline(picture, title="t", rows=["qpu"], bars=[Bar("qpu", 0, 1, "ada"), Bar("qpu", 1, 2, "bob")])
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()

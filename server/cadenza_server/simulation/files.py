@@ -51,21 +51,18 @@ def run_files(
     err = sys.stderr if err is None else err
     code = MET
     for path in paths:
-        scenario = _read(path, err)
-        if scenario is None:
-            code = NO_SCENARIO
-            continue
-        picture = None if plot is None else Picture(scenario)
-        figures = None if json or scenario.workload is None else Figures(scenario)
         outcome = SimulationOutcome()
-        observers = [each for each in (picture, figures) if each is not None]
         try:
+            scenario = _read(path)
+            picture = None if plot is None else Picture(scenario)
+            figures = None if json or scenario.workload is None else Figures(scenario)
+            observers = [each for each in (picture, figures) if each is not None]
             if figures is not None and scenario.expect is None:
                 outcome.rejected.extend(run_scenario(scenario, observers=observers))
             else:
                 outcome = simulate(scenario, observers=observers)
         except ScenarioError as error:
-            _print_error(path, error, err)
+            _refuse(f"{path}:{error.line}: {error.reason}", json, out, err)
             code = NO_SCENARIO
             continue
         if json:
@@ -101,12 +98,9 @@ def compare_files(paths: Sequence[Path], json: bool, out: TextIO, err: TextIO | 
     names: list[str] = []
     found: list[Mapping[str, Any]] = []
     for path in paths:
-        scenario = _read(path, err)
-        if scenario is None:
-            code = NO_SCENARIO
-            continue
-        figures = Figures(scenario)
         try:
+            scenario = _read(path)
+            figures = Figures(scenario)
             if scenario.expect is None:
                 rejected = run_scenario(scenario, observers=[figures])
             else:
@@ -115,7 +109,7 @@ def compare_files(paths: Sequence[Path], json: bool, out: TextIO, err: TextIO | 
                 if _print_differences(path, scenario, outcome, err):
                     code = max(code, NOT_MET)
         except ScenarioError as error:
-            _print_error(path, error, err)
+            _refuse(f"{path}:{error.line}: {error.reason}", json, out, err)
             code = NO_SCENARIO
             continue
         output = figures.as_output(rejected)
@@ -129,19 +123,19 @@ def compare_files(paths: Sequence[Path], json: bool, out: TextIO, err: TextIO | 
     return code
 
 
-def _read(path: Path, err: TextIO) -> Scenario | None:
-    """Return the scenario of a file; None if it is none, which `err` is told."""
+def _read(path: Path) -> Scenario:
+    """Return the scenario of a file. Raises `ScenarioError` also if the file cannot be read."""
     try:
         return read_scenario(path)
-    except ScenarioError as error:
-        _print_error(path, error, err)
     except OSError as error:
-        print(f"{path}: it cannot be read: {error.strerror}", file=err)
-    return None
+        raise ScenarioError(1, f"it cannot be read: {error.strerror}") from None
 
 
-def _print_error(path: Path, error: ScenarioError, err: TextIO) -> None:
-    print(f"{path}:{error.line}: {error.reason}", file=err)
+def _refuse(reason: str, json: bool, out: TextIO, err: TextIO) -> None:
+    """Say that a file is no scenario; with `json` on its line of `out`, too, so that line i is still file i."""
+    print(reason, file=err)
+    if json:
+        print(to_json({"error": reason}), file=out)
 
 
 def _print_differences(path: Path, scenario: Scenario, outcome: SimulationOutcome, err: TextIO) -> bool:
