@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +62,8 @@ class HyperQueue(AsProcesses):
 
         self.prepare(folder)
         self._cluster: Any = LocalCluster(str(folder / "server"), WorkerConfig(cores=1))
-        self._client: Any = self._cluster.client()
+        self._clients = threading.local()
+        self._opening = threading.Lock()
 
     def stop(self) -> None:
         self._cluster.stop()
@@ -76,12 +78,19 @@ class HyperQueue(AsProcesses):
             output = self.folder / "out" / str(self.count)
             job.program(["sh", "-c", self.command(kind)], stdout=str(output), stderr=None)
             outputs.append(output)
-        submitted = self._client.submit(job)
+        submitted = self._client().submit(job)
         return [(submitted, output) for output in outputs]
 
     def finish(self, handles: Sequence[Any]) -> list[int]:
-        self._client.wait_for_jobs([handles[0][0]], False)
+        self._client().wait_for_jobs([handles[0][0]], False)
         return [int(output.read_text()) for _, output in handles]
+
+    def _client(self) -> Any:
+        """A client of this thread's own: one that waits takes no second call."""
+        if not hasattr(self._clients, "mine"):
+            with self._opening:
+                self._clients.mine = self._cluster.client()
+        return self._clients.mine
 
 
 SLURM = """

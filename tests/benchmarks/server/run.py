@@ -306,12 +306,12 @@ def report(rounds: int, seconds: float, latencies: int, gaps: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(text: str) -> None:
+def write(text: str, heading: str = HEADING) -> None:
     """Put `text` under this benchmark's heading; what stands under others stays."""
     old = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
-    before, _, after = old.partition(HEADING + "\n")
+    before, _, after = old.partition(heading + "\n")
     _, found, rest = after.partition("\n## ")
-    RESULTS.write_text(f"{before.rstrip()}\n\n{HEADING}\n\n{text}" + (f"\n## {rest}" if found else ""))
+    RESULTS.write_text(f"{before.rstrip()}\n\n{heading}\n\n{text}" + (f"\n## {rest}" if found else ""))
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """A Cadenza server with one more service, a bare echo that nothing checks: what gRPC alone costs on the same server.
 
-`python with_echo.py DATA_DIR` prints {"cadenza": ADDRESS, "idle": FILE}, and serves until its stdin
+`python with_echo.py DATA_DIR` prints {"cadenza": ADDRESS, "idle": FILE, "process": ID}, and serves until its stdin
 closes. FILE gets how long the workers stood idle before each of their runs (see timed_worker.py).
 """
 
@@ -57,7 +57,7 @@ async def main(data_dir: Path) -> None:
     # A spare worker that is still importing Qiskit would be measured along with whatever is measured first.
     while not all(cast(device.Device, server.engine.device(name)).has_spare for name in ("sim", "held")):  # noqa: ASYNC110
         await asyncio.sleep(0.05)
-    print(json.dumps({"cadenza": str(address), "idle": str(idle)}), flush=True)
+    print(json.dumps({"cadenza": str(address), "idle": str(idle), "process": str(os.getpid())}), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await server.stop(0)
 
