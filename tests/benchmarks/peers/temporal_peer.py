@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.benchmarks.peers.peer import AbsentError, Daemons, Peer, free_port, wait_until
 from tests.benchmarks.peers.work import FUNCTIONS, make_payload
@@ -26,6 +26,7 @@ FAIR = ("matching.useNewMatcher=true", "matching.enableFairness=true")
 class Temporal(Peer):
     name = "temporal"
     durable = True
+    scale: ClassVar = {"nothing": 0.2, "ghz": 0.3, "single": 0.3}
     how = (
         "its dev server with a SQLite file; a job is a workflow of one activity, one worker process, one activity at a "
         "time; 50 calls at once for many; fairness by user switched on"
