@@ -147,7 +147,9 @@ class Worker:
         self._socket.settimeout(LIMIT_SECONDS)
         limit = encode_integer(int(LIMIT_SECONDS * 1e9))
         try:
-            self._frames.send(Kind.RUN, encode_integer(attempt), encode_integer(0), encode_integer(0), limit, program)
+            self._frames.send(
+                Kind.RUN, encode_integer(attempt), encode_integer(0), encode_integer(0), limit, b"", program
+            )
             done = self._receive()
         except TimeoutError:
             self.stop()

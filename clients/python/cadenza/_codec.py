@@ -312,9 +312,12 @@ def _decode_pub(pub: PubResultMessage, pub_type: type[PubResult]) -> PubResult:
 
 
 def _read_execution(info: ExecutionInfo) -> dict[str, Any]:
+    in_session = info.HasField("session_first_epoch")
     return {
         "device": info.device,
         "epoch": info.epoch,
+        "session_first_epoch": info.session_first_epoch if in_session else None,
+        "epoch_changed": info.session_first_epoch != info.epoch if in_session else None,
         "attempt": info.attempt,
         "method": info.method,
         "parse_s": read_seconds(info.parse_duration),

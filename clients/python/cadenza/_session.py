@@ -152,8 +152,8 @@ class Session:
     def details(self) -> dict[str, Any]:
         """Its facts by the keys of qiskit_ibm_runtime (seconds, local time, None: not yet), and some of our own.
 
-        Beside those: `close_reason`, `held_time`, `first_epoch` and `last_epoch` (they differ if the device was
-        calibrated in between), `jobs` by state, `reservation_id`.
+        Beside those: `close_reason`, `held_time`, `first_epoch` and `last_epoch` of its runs, `epoch_changed` (they
+        differ: the device was calibrated in between), `jobs` by state, `reservation_id`.
         """
         session = self._fetch()
         settings, counts = session.settings, session.job_counts
@@ -193,6 +193,7 @@ class Session:
             "held_time": read_seconds(session.held_time),
             "first_epoch": session.first_epoch if session.HasField("first_epoch") else None,
             "last_epoch": session.last_epoch if session.HasField("last_epoch") else None,
+            "epoch_changed": session.first_epoch != session.last_epoch,
             "jobs": {
                 "queued": counts.queued,
                 "running": counts.running,

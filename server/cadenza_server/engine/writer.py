@@ -574,9 +574,17 @@ class Writer:
                 limit_ns=event.limit,
                 min_duration_ns=source.min_duration_ns,
                 epoch=event.epoch,
+                session_first_epoch=self._find_first_epoch(event),
                 age_ns=self.running_since[event.device] - self._calibrated[event.device],
             )
         )
+
+    def _find_first_epoch(self, event: RunStarted) -> int | None:
+        """Of the session that the run is in."""
+        if event.session is None:
+            return None
+        record = self.recorder.sessions.get(event.session)  # it may be over by now
+        return event.epoch if record is None or record.first_epoch is None else record.first_epoch
 
     def _circuits_in_memory(
         self, session: str | None, digests: frozenset[bytes], own: tuple[bytes, ...], program: bytes

@@ -184,6 +184,7 @@ class Device:
                 encode_integer(assignment.epoch),
                 encode_integer(assignment.age_ns),
                 encode_integer(assignment.limit_ns),
+                b"" if assignment.session_first_epoch is None else encode_integer(assignment.session_first_epoch),
                 assignment.program,
                 *circuits,
             )

@@ -22,6 +22,8 @@ class Assignment:
     """A run that succeeds earlier keeps the device until then (9). A run whose limit comes first reaches its limit."""
     epoch: int = 0
     """The calibration epoch of the device, for the result."""
+    session_first_epoch: int | None = None
+    """The epoch in which the first run of the job's session started, for the result. None: it has no session."""
     age_ns: int = 0
     """How long the epoch lasts: what drifts has drifted so long."""
 

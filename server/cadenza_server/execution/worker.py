@@ -20,8 +20,8 @@ from cadenza.v1.circuit_pb2 import Circuit
 from cadenza.v1.program_pb2 import Program
 from google.protobuf.message import DecodeError
 
-from cadenza_server.execution.confinement import cut_network, limit_files, limit_memory, limit_processor
-from cadenza_server.execution.plugins import Executor, load_kind
+from cadenza_server.execution.confinement import count_data_bytes, cut_network, limit_files, limit_memory, limit_processor
+from cadenza_server.execution.plugins import Executor, Forgetful, load_kind
 from cadenza_server.execution.protocol import Frame, FrameError, FrameSocket, Kind, decode_integer
 from cadenza_server.execution.spec import KINDS, DeviceSpec
 from cadenza_server.model.words import RunOutcome
@@ -62,6 +62,8 @@ def serve(frames: FrameSocket) -> None:
         _die_with_parent()  # the kernel forgets it when privileges change
     executor = _make_executor(name, spec)
     executor.warm_up()
+    # Beyond this, what is left over of programs takes away from the ones that follow.
+    much = count_data_bytes() + spec.memory_bytes // 2
     if complaint := limit_memory(spec.memory_bytes):
         complaints.append(f"its memory is not limited: {complaint}")
     # what is loaded stays: the collector need not look at it again
@@ -74,6 +76,16 @@ def serve(frames: FrameSocket) -> None:
         limit_processor(decode_integer(frame.parts[3]), spec.threads)
         outcome, detail, result, properties = _run(executor, frame)
         frames.send(Kind.DONE, frame.parts[0], outcome.encode(), detail.encode(), result, properties)
+        if count_data_bytes() > much and not _make_room(executor, much):
+            return  # some parser does not give it back; the device starts another worker
+
+
+def _make_room(executor: Executor, much: int) -> bool:
+    """Give back what is kept only so that later programs need not wait. Returns whether that was enough."""
+    if isinstance(executor, Forgetful):
+        executor.forget()
+    gc.collect()
+    return count_data_bytes() <= much
 
 
 def _make_executor(name: str, spec: DeviceSpec) -> Executor:
@@ -95,7 +107,7 @@ def _make_executor(name: str, spec: DeviceSpec) -> Executor:
 def _run(executor: Executor, frame: Frame) -> tuple[RunOutcome, str, bytes, bytes]:
     from cadenza_server.execution.errors import ProgramError
 
-    attempt, epoch, age, _limit, program, *rest = frame.parts
+    attempt, epoch, age, _limit, first_epoch, program, *rest = frame.parts
     try:
         circuits = {rest[i]: Circuit.FromString(rest[i + 1]) for i in range(0, len(rest), 2)}
         executed = executor.execute(
@@ -105,6 +117,8 @@ def _run(executor: Executor, frame: Frame) -> tuple[RunOutcome, str, bytes, byte
             attempt=decode_integer(attempt),
             age_ns=decode_integer(age),
         )
+        if first_epoch:
+            executed.result.execution.session_first_epoch = decode_integer(first_epoch)
         properties = b"" if executed.properties is None else executed.properties.SerializeToString()
         return RunOutcome.SUCCEEDED, "", executed.result.SerializeToString(), properties
     except ProgramError as error:
