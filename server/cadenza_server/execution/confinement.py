@@ -48,12 +48,17 @@ def limit_files() -> None:
 
 def limit_memory(size: int) -> str:
     """Let the process take `size` bytes more than it has now. Returns why not; empty: it is done."""
+    own = count_data_bytes()
+    return _limit("RLIMIT_DATA", own + size) if own else "only Linux can"
+
+
+def count_data_bytes() -> int:
+    """The memory that the process has of its own, used or not; 0: it cannot be told."""
     try:
-        # what it has is counted in pages, in the sixth field of the line: proc(5), statm
-        own = int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+        # counted in pages, in the sixth field of the line: proc(5), statm
+        return int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        return "only Linux can"
-    return _limit("RLIMIT_DATA", own + size)
+        return 0
 
 
 def limit_processor(limit_ns: int, threads: int) -> None:

@@ -42,6 +42,10 @@ class AerExecutor:
         for program in (sampler, estimator):
             self.execute(program, {}, epoch=0, attempt=0)
         self._workshop.model.load_pass_manager()
+        self.forget()
+
+    def forget(self) -> None:
+        """Keep the model, and no circuit."""
         self._workshop = Workshop(self._workshop.model, self._draw_seed)
 
     def execute(

@@ -7,7 +7,7 @@ loads a callable `make(name, spec, draw_seed) -> Executor`, which runs in the de
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from cadenza.v1.circuit_pb2 import Circuit
 from cadenza.v1.device_pb2 import Device, DeviceProperties
@@ -47,6 +47,14 @@ class Executor(Protocol):
 
         Raises `ProgramError` if it is the program that is wrong.
         """
+
+
+@runtime_checkable
+class Forgetful(Protocol):
+    """An executor that keeps something so that later programs need not wait for it."""
+
+    def forget(self) -> None:
+        """Give it back: memory runs short."""
 
 
 MakeExecutor = Callable[[str, "DeviceSpec", Callable[[], int]], Executor]

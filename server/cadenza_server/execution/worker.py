@@ -20,7 +20,13 @@ from cadenza.v1.circuit_pb2 import Circuit
 from cadenza.v1.program_pb2 import Program
 from google.protobuf.message import DecodeError
 
-from cadenza_server.execution.confinement import count_data_bytes, cut_network, limit_files, limit_memory, limit_processor
+from cadenza_server.execution.confinement import (
+    count_data_bytes,
+    cut_network,
+    limit_files,
+    limit_memory,
+    limit_processor,
+)
 from cadenza_server.execution.plugins import Executor, Forgetful, load_kind
 from cadenza_server.execution.protocol import Frame, FrameError, FrameSocket, Kind, decode_integer
 from cadenza_server.execution.spec import KINDS, DeviceSpec
