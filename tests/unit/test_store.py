@@ -269,6 +269,26 @@ def test_a_batch_keeps_the_order_of_what_depends_on_it_and_gathers_the_rest() ->
     ]
 
 
+async def test_the_log_is_folded_into_the_file_after_an_answer_and_not_before(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit_process, "LOG_ROWS", 2)
+    file = commit_process._File(str(store.path))
+
+    def in_the_file() -> list[tuple[str]]:
+        with closing(sqlite3.connect(f"{store.path.as_uri()}?immutable=1", uri=True)) as connection:
+            return connection.execute("SELECT key FROM meta WHERE key LIKE 'row-%' ORDER BY key").fetchall()
+
+    told = []
+    for number in range(3):
+        assert file.commit([(PUT_META, [(f"row-{number}", number)])]) is None
+        told.append(len(in_the_file()))
+        file.tidy()
+        told.append(len(in_the_file()))
+    file.close()
+    assert told == [0, 0, 0, 2, 2, 2]
+
+
 async def test_many_rows_of_one_insert_are_written_in_few_statements_and_all_of_them(store: Store) -> None:
     batch = Batch()
     for number in range(64 + 16 + 4 + 3):

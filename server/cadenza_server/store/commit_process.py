@@ -16,7 +16,7 @@ import signal
 import sqlite3
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import chain
@@ -27,12 +27,19 @@ HEADER: Final = struct.Struct("<Q")
 
 PRAGMAS: Final = (("journal_mode", "wal"), ("synchronous", 2), ("cache_size", -65536), ("foreign_keys", 0))
 
+LOG_ROWS: Final = 3_000
+"""After about so many rows the log is folded into the file. SQLite's own way would be in the middle of a commit, whose
+callers would wait for it; here it is done when they have been answered."""
+
+LOG_PAGES_MAX: Final = 16_000
+"""With so many pages in the log (64 MiB, of very large rows) SQLite folds it all the same."""
+
 WIDTHS: Final = (64, 16, 4, 1)
 """How many rows one insert writes. Only these, as the driver keeps what it has compiled."""
 
 Value = str | int | float | bytes | None
 Row = tuple[Value, ...]
-Groups = Iterable[tuple[str, Sequence[Row]]]
+Groups = Sequence[tuple[str, Sequence[Row]]]
 
 
 def pack(body: "str | list[tuple[str, list[Row]]] | None") -> bytes:
@@ -107,6 +114,9 @@ class _File:
             ((found,),) = self._connection.execute(f"PRAGMA {name}")
             if found != value:
                 raise sqlite3.OperationalError(f"this file system does not allow {name} = {value}, but {found}")
+        self._connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES_MAX}")
+        self._rows = 0
+        """Written since the log was folded."""
         self._identity = self._identify()
 
     def commit(self, groups: Groups) -> str | None:
@@ -124,10 +134,19 @@ class _File:
             except sqlite3.Error as second:
                 return f"cannot write {self._path} ({error}), nor roll back ({second})"
             return f"cannot write {self._path} ({error})"
+        self._rows += sum(len(rows) for _, rows in groups)
         if self._identify() != self._identity:
             # SQLite goes on writing to a file that nobody can open any more: that is no disk to be on.
             return f"{self._path} was removed or replaced while the server ran: stop it and restore the file"
         return None
+
+    def tidy(self) -> None:
+        """Fold the log into the file if it has grown long, as far as nobody reads it. What fails is tried again with
+        the next commit, which says what is wrong."""
+        if self._rows >= LOG_ROWS:
+            with suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                self._rows = 0
 
     def close(self) -> None:
         """Fold the log into the file."""
@@ -160,6 +179,7 @@ def run(path: str) -> None:
             if len(body) < size:
                 break
             _answer(file.commit(marshal.loads(body)))
+            file.tidy()
     file.close()
 
 
