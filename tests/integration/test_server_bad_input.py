@@ -16,6 +16,8 @@ from cadenza.v1 import (
     device_service_pb2,
     job_pb2,
     job_service_pb2,
+    program_pb2,
+    reservation_service_pb2,
     server_service_pb2,
     session_service_pb2,
     share_service_pb2,
@@ -23,6 +25,8 @@ from cadenza.v1 import (
 from cadenza.v1.circuit_pb2 import Circuit
 from cadenza.v1.tensor_pb2 import DTYPE_FLOAT64, Tensor
 from cadenza_server.tokens import hash_token
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 MEBIBYTE = 1024 * 1024
 CODES = grpc.StatusCode
@@ -205,6 +209,9 @@ def test_a_job_for_somebody_elses_session_is_refused(connect: Any, kit: Any) -> 
     with kit.refusal() as refused:
         eve.submit(kit.sampler_job(session=session))
     assert (refused().code, refused().reason) == (CODES.PERMISSION_DENIED, "SESSION_OF_OTHER_USER")
+    with kit.refusal() as refused:  # nor does she learn which device it is on
+        eve.submit(kit.sampler_job(session=session, device="line"))
+    assert (refused().code, refused().reason) == (CODES.PERMISSION_DENIED, "SESSION_OF_OTHER_USER")
     assert eve.job_ids() == []
     assert ann.job_ids() == []
     ann.sessions("CancelSession", session_service_pb2.CancelSessionRequest(session_id=session))
@@ -374,3 +381,37 @@ def test_a_page_token_that_was_tampered_with_is_refused(connect: Any, kit: Any) 
         with kit.refusal() as refused:
             ann.jobs("ListJobs", job_service_pb2.ListJobsRequest(page_size=1, page_token=forged))
         assert (refused().code, refused().reason) == (CODES.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN")
+
+
+def test_what_is_refused_names_the_field_of_the_request(connect: Any, kit: Any) -> None:
+    ann, rani = connect("fields/ann"), connect("rani")
+    one, other = kit.sampler_job(device="sim"), kit.sampler_job(device="sim", shots=7)
+    named = kit.sampler_job(device="sim", job_id="fields-twice")
+    past, later = Timestamp(seconds=1), Timestamp(seconds=2**31)
+    window = {"device": "spare", "holder": "fields/ann"}
+    calibration = program_pb2.CalibrationJob(duration=Duration(seconds=-1))
+
+    def submit_many(*jobs: job_pb2.JobSpec, request_id: str = "") -> object:
+        return ann.jobs("SubmitJobs", job_service_pb2.SubmitJobsRequest(jobs=jobs, request_id=request_id))
+
+    def reserve(start: Timestamp, end: Timestamp) -> object:
+        request = reservation_service_pb2.CreateReservationRequest(start_time=start, end_time=end, **window)
+        return rani.reservations("CreateReservation", request)
+
+    def calibrate() -> object:
+        request = device_service_pb2.SubmitCalibrationRequest(device="spare", calibration=calibration)
+        return rani.devices("SubmitCalibration", request)
+
+    ann.submit(one, "fields-once")
+    submit_many(one, one, request_id="fields-many")
+    for call, field in (
+        (lambda: ann.submit(other, "fields-once"), "request_id"),
+        (lambda: submit_many(other, request_id="fields-many"), "request_id"),
+        (lambda: submit_many(named, named), "jobs[1].job_id"),
+        (lambda: reserve(past, later), "start_time"),
+        (lambda: reserve(later, later), "end_time"),
+        (calibrate, "calibration.duration"),
+    ):
+        with kit.refusal() as refused:
+            call()
+        assert refused().metadata["field"] == field

@@ -249,13 +249,13 @@ def test_priority_of_a_calibration_orders_nothing() -> None:
 def test_many_jobs_are_queued_all_or_none() -> None:
     desk = Desk()
     refusal = desk.refused(0, SubmitJobs(jobs=(submit("b1"), submit("b2"), submit("b1"))))
-    assert (refusal.code, refusal.reason, refusal.field) == (Code.ALREADY_EXISTS, "NAME_TAKEN", "jobs[2]")
+    assert (refusal.code, refusal.reason, refusal.field) == (Code.ALREADY_EXISTS, "NAME_TAKEN", "jobs[2].job_id")
     one, two = (replace(submit(job, OPERATOR), user=user) for job, user in (("x1", "new/x"), ("x2", "new")))
     refusal = desk.refused(0, SubmitJobs(jobs=(one, two)))
     assert (refusal.reason, refusal.field) == ("PATH_CONFLICT", "jobs[1]")
     refusal = desk.refused(0, SubmitJobs(jobs=(two, one)))
     assert (refusal.reason, refusal.field) == ("PATH_CONFLICT", "jobs[1]")
-    assert desk.refused(0, SubmitJobs(jobs=(submit("b1", estimate=0),))).field == "jobs[0].estimate"
+    assert desk.refused(0, SubmitJobs(jobs=(submit("b1", estimate=0),))).field == "jobs[0].estimate_hint"
     events = desk.at(0, SubmitJobs(jobs=(submit("b1"), submit("b2"))))
     assert [event.seq for event in events if isinstance(event, JobQueued)] == [1, 2]
 
@@ -274,7 +274,7 @@ def test_only_operators_act_for_others() -> None:
 
 
 def test_names_of_the_devices_own_calibrations_are_reserved() -> None:
-    assert Desk().refused(0, submit("calibration-qpu-1")).field == "job"
+    assert Desk().refused(0, submit("calibration-qpu-1")).field == "job_id"
 
 
 def test_what_has_ended_is_forgotten() -> None:
@@ -437,7 +437,7 @@ def test_overlap_names_the_reservation_in_the_way() -> None:
     desk = Desk()
     desk.at(0, reserve("r1", 0, 20))
     assert desk.refused(5, reserve("r2", 19, 30)).metadata == {"reservation_id": "r1"}
-    assert desk.refused(5, reserve("r2", 19, 2**40)).field == "end"
+    assert desk.refused(5, reserve("r2", 19, 2**40)).field == "end_time"
 
 
 def test_holder_below_a_user_is_refused() -> None:

@@ -10,6 +10,7 @@ from cadenza_server.api.fields import check_id, check_page_size, invalid, make_k
 from cadenza_server.api.jobs import JobSubmitter
 from cadenza_server.api.paging import cut_page
 from cadenza_server.api.scope import Scope
+from cadenza_server.model.errors import Refusal
 
 
 class DeviceServicer(device_service_pb2_grpc.DeviceServiceServicer):
@@ -60,6 +61,11 @@ class DeviceServicer(device_service_pb2_grpc.DeviceServiceServicer):
         )
         if request.HasField("max_execution_time"):
             spec.max_execution_time.CopyFrom(request.max_execution_time)
-        command, content = await self._submitter.prepare(spec, caller)
+        try:
+            command, content = await self._submitter.prepare(spec, caller)
+        except Refusal as refusal:
+            if refusal.field is not None:
+                refusal.field = refusal.field.removeprefix("program.")  # of `JobSpec`; the request has no program
+            raise
         (view,) = await self._engine.submit((command,), (content,), key)
         return device_service_pb2.SubmitCalibrationResponse(job=to_job(view))

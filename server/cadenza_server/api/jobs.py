@@ -72,7 +72,7 @@ class JobSubmitter:
 
     async def prepare(self, spec: job_pb2.JobSpec, caller: Caller) -> tuple[SubmitJob, JobContent]:
         """Check one job. Raises `Refusal`, the field relative to the spec."""
-        home = await self._scope.find_device(spec.session_id, "session_id") if spec.session_id else None
+        home = await self._scope.find_device(spec.session_id, "session_id", caller) if spec.session_id else None
         return self._check(spec, caller, home)
 
     async def prepare_all(
@@ -88,7 +88,7 @@ class JobSubmitter:
                 try:
                     session = spec.session_id
                     if session not in homes:
-                        homes[session] = await self._scope.find_device(session, "session_id")
+                        homes[session] = await self._scope.find_device(session, "session_id", caller)
                     command, content = self._check(spec, caller, homes[session])
                 except Refusal as refusal:
                     raise moved(refusal, f"jobs[{index}]") from None
@@ -184,7 +184,9 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
                 return await self._engine.submit_one(command, content, key)
             (view,) = await self._engine.submit((command,), (content,), key)
         except Refusal as refusal:
-            raise moved(refusal, "job") if refusal.field is not None else refusal from None
+            if refusal.field is None or refusal.field == "request_id":
+                raise
+            raise moved(refusal, "job") from None
         return view
 
     async def SubmitJobStream(
@@ -235,7 +237,7 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
         try:
             accepted = await self._engine.submit_many(commands, contents, key)
         except Refusal as refusal:
-            if refusal.field is not None and not refusal.field.startswith("jobs["):
+            if refusal.field not in (None, "request_id") and not refusal.field.startswith("jobs["):
                 raise moved(refusal, "jobs[0]") from None
             raise
         return job_service_pb2.SubmitJobsResponse(

@@ -6,9 +6,9 @@ from typing import Final
 
 from cadenza_server.api.programs import DeviceFacts
 from cadenza_server.api.watching import WatchCounter
-from cadenza_server.engine import Engine
+from cadenza_server.engine import Engine, SessionView
 from cadenza_server.model.commands import Caller
-from cadenza_server.model.errors import Refusal, not_found
+from cadenza_server.model.errors import Refusal, not_found, session_of_other_user
 from cadenza_server.model.settings import DeviceSettings
 
 SESSIONS_REMEMBERED_MAX: Final = 100_000
@@ -28,7 +28,8 @@ class Scope:
         self.watches = watches
         self.settings = settings
         self._facts = facts
-        self._devices: OrderedDict[str, str] = OrderedDict()
+        self._homes: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        """Device and owner, by session."""
 
     def facts(self, device: str, field: str) -> DeviceFacts:
         """What programs for the device that `field` names are checked against. Raises `Refusal` UNKNOWN_DEVICE."""
@@ -39,23 +40,27 @@ class Scope:
             refusal.field = field
             raise refusal from None
 
-    async def find_device(self, session: str, field: str) -> str:
-        """The device of the session that `field` names. Raises `Refusal` UNKNOWN_SESSION."""
-        device = self._devices.get(session)
-        if device is None:
+    async def find_device(self, session: str, field: str, caller: Caller) -> str:
+        """The device of the session that `field` names, which a stranger is told nothing of. Raises `Refusal`
+        UNKNOWN_SESSION, SESSION_OF_OTHER_USER."""
+        home = self._homes.get(session)
+        if home is None or not (caller.operator or caller.path == home[1]):
             try:
-                device = (await self.engine.get_session(session)).device
+                view = await self.engine.get_session(session)
             except Refusal as refusal:
                 refusal.field = field
                 raise
-            self.remember(session, device)
-        return device
+            if not (caller.operator or caller.path == view.user):
+                raise session_of_other_user(session)
+            home = self.remember(view)
+        return home[0]
 
-    def remember(self, session: str, device: str) -> None:
-        """A session that is in use is on this device."""
-        self._devices[session] = device
-        if len(self._devices) > SESSIONS_REMEMBERED_MAX:
-            self._devices.popitem(last=False)
+    def remember(self, session: SessionView) -> tuple[str, str]:
+        """A session is in use. Returns its device and owner."""
+        home = self._homes[session.session] = session.device, session.user
+        if len(self._homes) > SESSIONS_REMEMBERED_MAX:
+            self._homes.popitem(last=False)
+        return home
 
 
 def owner_shown(caller: Caller) -> str | None:

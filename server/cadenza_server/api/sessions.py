@@ -64,7 +64,7 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         # A repeated call gets the events of the first, so the name is taken from them.
         name = next(event.session for event in events if isinstance(event, SessionCreated))
         view = await self._engine.get_session(name)
-        self._scope.remember(name, view.device)
+        self._scope.remember(view)
         return session_service_pb2.CreateSessionResponse(session=self._convert(view).session)
 
     async def GetSession(

@@ -36,7 +36,7 @@ from cadenza_server.model.commands import (
     SubmitJob,
     SubmitJobs,
 )
-from cadenza_server.model.errors import Code, Refusal, not_found
+from cadenza_server.model.errors import Code, Refusal, not_found, session_of_other_user
 from cadenza_server.model.events import Event
 from cadenza_server.model.paths import ancestors
 from cadenza_server.model.settings import HALF_LIFE_DEFAULT, SECOND
@@ -844,9 +844,8 @@ def _reservation_is_over(view: ReservationView, command: DeleteReservation | Cre
 
 
 def _session_is_closed(view: SessionView, job: SubmitJob) -> Refusal:
-    metadata = {"session_id": view.session, "state": view.state.value}
     if job.caller.path != view.user and not job.caller.operator:
-        message = f"session {view.session!r} belongs to another user: open one of your own"
-        return Refusal(Code.PERMISSION_DENIED, "SESSION_OF_OTHER_USER", message, metadata=metadata)
+        return session_of_other_user(view.session)
+    metadata = {"session_id": view.session, "state": view.state.value}
     message = f"session {view.session!r} is {view.state} and accepts no jobs: open another one"
     return Refusal(Code.FAILED_PRECONDITION, "SESSION_NOT_ACCEPTING", message, metadata=metadata)

@@ -52,3 +52,13 @@ def not_found(kind: str, name: str) -> Refusal:
         f"UNKNOWN_{kind.upper()}",
         f"there is no {kind} {name!r}: list them to see the names that exist (`cadenza {kind}s`)",
     )
+
+
+def session_of_other_user(session: str) -> Refusal:
+    """Of a job for a session that is not its submitter's; tells nothing else of it."""
+    return Refusal(
+        Code.PERMISSION_DENIED,
+        "SESSION_OF_OTHER_USER",
+        f"session {session!r} belongs to another user: open one of your own",
+        metadata={"session_id": session},
+    )

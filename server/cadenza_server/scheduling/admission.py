@@ -19,7 +19,7 @@ from cadenza_server.model.commands import (
     SetShares,
     SubmitJob,
 )
-from cadenza_server.model.errors import Code, Refusal, not_found
+from cadenza_server.model.errors import Code, Refusal, not_found, session_of_other_user
 from cadenza_server.model.paths import check_path, covers
 from cadenza_server.model.words import JobClass, JobState
 from cadenza_server.scheduling.calibrations import AUTOMATIC_PREFIX
@@ -67,13 +67,13 @@ class Admission:
         target = before if before is not None and before.asked == asked else self._find_target(command, company, asked)
         name = command.job
         if not name or name.startswith(AUTOMATIC_PREFIX):
-            _refuse_field("job", f"a job needs a name, and one that does not begin with {AUTOMATIC_PREFIX!r}")
+            _refuse_field("job_id", f"a job needs a name, and one that does not begin with {AUTOMATIC_PREFIX!r}")
         if command.priority:
             _check_priority(command.priority)
         if command.estimate is not None:
-            _check_length(command.estimate, "estimate")
+            _check_length(command.estimate, "estimate_hint")
         if command.limit is not None:
-            _check_length(command.limit, "limit")
+            _check_length(command.limit, "max_execution_time")
         if name in ledger.jobs or name in ledger.ended or name in company.names:
             _refuse_taken("job", name)
         session = target.session
@@ -97,19 +97,14 @@ class Admission:
             own = session.node.path if caller.operator else caller.path
             user = own if command.user is None else command.user
             if user != session.node.path or (user != caller.path and not caller.operator):
-                raise Refusal(
-                    Code.PERMISSION_DENIED,
-                    "SESSION_OF_OTHER_USER",
-                    f"session {session.name!r} belongs to another user: open one of your own",
-                    metadata={"session_id": session.name},
-                )
+                raise session_of_other_user(session.name)
         else:
             user = caller.path if command.user is None else command.user
             _check_acts_for(caller, user, "submit jobs")
         if session is not None and calibration:
             _refuse_field("job_class", "a calibration cannot belong to a session: submit it without one")
         if session is None and command.job_class is JobClass.SESSION:
-            _refuse_field("session", "a session job needs the session that it belongs to")
+            _refuse_field("session_id", "a session job needs the session that it belongs to")
         if device is None:
             if session is None:
                 _refuse_field("device", "name the device that the job is for")
@@ -154,7 +149,7 @@ class Admission:
         user = caller.path if command.user is None else command.user
         _check_acts_for(caller, user, "open sessions")
         if not command.session:
-            _refuse_field("session", "a session needs a name")
+            _refuse_field("session_id", "a session needs a name")
         self._check_user(user, ALONE)
         _check_length(command.max_time, "max_time")
         if command.interactive_ttl is not None and command.interactive_ttl < 0:
@@ -165,7 +160,7 @@ class Admission:
                 "DEVICE_MISMATCH",
                 f"reservation {reservation.name!r} is on device {reservation.device.name!r}, not {device.name!r}: open "
                 "the session there",
-                field="reservation",
+                field="reservation_id",
                 metadata={"device": reservation.device.name},
             )
         if command.session in ledger.sessions:
@@ -195,15 +190,15 @@ class Admission:
         if not command.caller.operator:
             _deny_operator("make reservations")
         if not command.reservation:
-            _refuse_field("reservation", "a reservation needs a name")
+            _refuse_field("reservation_id", "a reservation needs a name")
         _check_is_path(command.holder, "holder")
         ledger.tree.check_place(command.holder, ALONE)
         if command.start < ledger.now:
-            _refuse_field("start", "a reservation cannot start in the past: choose a later start")
+            _refuse_field("start_time", "a reservation cannot start in the past: choose a later start")
         if command.end <= command.start:
-            _refuse_field("end", "a reservation has to end after it starts: choose a later end")
+            _refuse_field("end_time", "a reservation has to end after it starts: choose a later end")
         if command.end > TIME_MAX:
-            _refuse_field("end", "the reservation ends too far in the future: choose an earlier end")
+            _refuse_field("end_time", "the reservation ends too far in the future: choose an earlier end")
         if command.reservation in ledger.reservations:
             _refuse_taken("reservation", command.reservation)
         others = device.ahead if device.window is None else [device.window, *device.ahead]
@@ -346,6 +341,7 @@ def _refuse_taken(kind: str, name: str) -> NoReturn:
         Code.ALREADY_EXISTS,
         "NAME_TAKEN",
         f"there is a {kind} {name!r} already: choose another name",
+        field=f"{kind}_id",
         metadata={f"{kind}_id": name},
     )
 
