@@ -343,9 +343,9 @@ def tune_process() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     # What is loaded by now stays: the collector need not look through it again and again. And a call of many jobs
     # makes thousands of objects that live as long as the jobs wait: with CPython's own 700 it looks at them for ever.
-    gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_OBJECTS, 50, 100)
+    gc.enable()
 
 
 async def serve(config: Config, *, ready_file: Path | None = None, until_stdin_closes: bool = False) -> None:
@@ -371,6 +371,8 @@ async def serve(config: Config, *, ready_file: Path | None = None, until_stdin_c
         loop.add_signal_handler(number, ask, number)
     if until_stdin_closes:
         _call_at_end_of_stdin(loop, asked.set)
+    gc.collect()
+    gc.disable()  # until `tune_process`: the collector would look again and again through what the start takes up
     address = await server.start()
     tune_process()
     try:

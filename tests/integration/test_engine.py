@@ -1067,7 +1067,7 @@ def by_name(state: State) -> dict[str, Any]:
         "devices": {device.device: replace(device, ready=True) for device in state.devices},
         "reservations": {reservation.reservation: reservation for reservation in state.reservations},
         "sessions": {session.session: session for session in state.sessions},
-        "jobs": {job.job: replace(job, run=job.run and replace(job.run, estimate=0)) for job in state.jobs},
+        "jobs": {job.job: job._replace(run=job.run and replace(job.run, estimate=0)) for job in state.jobs},
         "numbers": (state.seq, state.sessions_created, state.reservations_created, state.now, state.half_life),
     }
 

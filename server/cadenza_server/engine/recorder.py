@@ -4,6 +4,7 @@ It remembers what rows hold beyond the scheduler's own state: figures of session
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
@@ -312,8 +313,9 @@ class Recorder:
 
     def take_up_jobs(self, jobs: Iterable[JobRecord]) -> None:
         """Count the unfinished jobs of a store, and note the deadlines of its sessions."""
-        for job in jobs:
-            self._wait(job.user, job.device, job.run is None, job.run is not None)
+        found = Counter((job.user, job.device, job.run is None) for job in jobs)
+        for (user, device, is_queued), count in found.items():
+            self._wait(user, device, count if is_queued else 0, 0 if is_queued else count)
         for record in self.sessions.values():
             if record.cache_deadline is not None:
                 self.cached[record.session] = record.cache_deadline
