@@ -371,6 +371,7 @@ async def test_the_answer_tells_the_end_that_came_to_disk_with_it_and_a_repetiti
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "SHORT_RUN_NS", 600 * SECOND)
+    await quiet(home)
     job = SubmitJob(job="", caller=ALICE, device="aer", limit=SECOND)
     request = key("one")
     first = asyncio.create_task(home.engine.submit_one(job, content_of(), request))
