@@ -39,7 +39,7 @@ def make_qpy() -> bytes:
     """A circuit of two qubits."""
     from qiskit import QuantumCircuit, qpy
 
-    circuit = QuantumCircuit(2)
+    circuit = QuantumCircuit(2, name="bell")
     circuit.h(0)
     circuit.measure_all()
     buffer = io.BytesIO()

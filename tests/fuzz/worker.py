@@ -19,6 +19,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections import Counter
 from typing import Any, Final
 
@@ -89,14 +90,15 @@ def _make_qpy() -> list[tuple[bytes, int]]:
     from qiskit.circuit import Parameter
     from qiskit.circuit.library import UnitaryGate
 
-    bell = QuantumCircuit(2)
+    # names and identifiers of their own, so that a seed makes the same inputs in each process
+    bell = QuantumCircuit(2, name="bell")
     bell.h(0)
     bell.cx(0, 1)
     bell.measure_all()
-    angle = QuantumCircuit(1)
-    angle.rx(2 * Parameter("a") + 1, 0)
+    angle = QuantumCircuit(1, name="angle")
+    angle.rx(2 * Parameter("a", uuid=uuid.UUID(int=1)) + 1, 0)
     angle.measure_all()
-    flow = QuantumCircuit(3, 3)
+    flow = QuantumCircuit(3, 3, name="flow")
     flow.h(0)
     flow.measure(0, 0)
     with flow.if_test((0, 1)):
@@ -169,6 +171,9 @@ class Worker:
         assert done.kind == Kind.DONE
         assert int.from_bytes(done.parts[0], "little") == attempt
         outcome, detail = done.parts[1].decode(), done.parts[2].decode()
+        if done.parts[-1]:  # it ends, since it has too little memory left
+            self.stop()
+            self.start()
         unforeseen = detail.startswith("the program failed: ")
         return f"{outcome} {detail.split(':')[1].strip()}" if unforeseen else outcome
 

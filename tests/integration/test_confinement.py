@@ -82,6 +82,21 @@ def test_a_program_gets_the_memory_that_it_may_take_and_no_more(with_unruly: Wit
     with_unruly(scenario)
 
 
+def test_a_worker_that_is_left_with_too_little_memory_is_replaced_between_two_runs(with_unruly: With) -> None:
+    async def scenario(stand: Stand) -> None:
+        await stand.until_spare_is_warm()
+        pid = stand.pid
+        assert (await ask(stand, f"keep {MEMORY // 4}")).outcome is RunOutcome.SUCCEEDED
+        assert stand.pid == pid
+        assert (await ask(stand, f"keep {MEMORY // 2}")).outcome is RunOutcome.SUCCEEDED
+        await is_well(stand)
+        assert stand.pid != pid
+        assert stand.device.workers_lost == 0
+        assert stand.readiness == [True]  # the spare took over
+
+    with_unruly(scenario)
+
+
 @pytest.mark.parametrize(
     ("request_", "said"),
     [

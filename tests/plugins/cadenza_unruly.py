@@ -20,6 +20,7 @@ class Unruly:
 
     def __init__(self, name: str, spec: DeviceSpec, draw_seed: Callable[[], int]) -> None:
         self._name = name
+        self._kept: list[bytearray] = []
 
     def describe(self) -> Device:
         return Device(name=self._name)
@@ -46,6 +47,8 @@ class Unruly:
             time.sleep(float(argument))
         elif request == "allocate":
             result.metadata["size"] = len(bytearray(int(argument)))
+        elif request == "keep":
+            self._kept.append(bytearray(int(argument)))
         elif request == "open":
             result.metadata["opened"] = _count_files()
         elif request == "connect":

@@ -75,7 +75,9 @@ class Held:
         """Whether a run is answered."""
         try:
             self.frames.send(Kind.RUN, *[bytes(8)] * 6)
-            return self.frames.receive() is not None
+            done = self.frames.receive()
+            self.leaves = done is not None and bool(done.parts[-1])
+            return done is not None
         except ConnectionError:
             return False
 
@@ -107,4 +109,4 @@ def test_what_is_kept_for_later_is_given_back_when_it_is_half_of_what_there_is(h
 def test_a_worker_that_cannot_give_it_back_answers_and_ends(hold: Any) -> None:
     hoarder = Hoarder(keeps=0, loses=20)
     held = hold(hoarder)
-    assert [held.run() for _ in range(4)] == [True, True, True, False]
+    assert [(held.run(), held.leaves) for _ in range(4)] == [(True, False), (True, False), (True, True), (False, True)]

@@ -192,9 +192,13 @@ class Device:
 
     def _done(self, worker: "_Worker", frame: Frame) -> None:
         run = self._run
-        attempt, outcome, detail, result, properties = frame.parts
+        attempt, outcome, detail, result, properties, leaves = frame.parts
         if run is None or worker is not run.worker or run.assignment.attempt != decode_integer(attempt):
             raise FrameError("a result came that nobody waits for")
+        if leaves:  # before anybody hears that the device is free
+            _log.info("device %s: a worker that programs left too little memory is replaced", self.name)
+            worker.kill()
+            self._lose(worker)
         succeeded = outcome == RunOutcome.SUCCEEDED.encode()
         report = RunReport(
             device=self.name,
@@ -485,7 +489,7 @@ class _Worker(asyncio.Protocol):
     def _take(self, frame: Frame) -> None:
         if frame.kind == Kind.READY and len(frame.parts) == 2 and not self.is_warm:
             self._device._warm(self, frame)
-        elif frame.kind == Kind.DONE and len(frame.parts) == 5:
+        elif frame.kind == Kind.DONE and len(frame.parts) == 6:
             self._device._done(self, frame)
         else:
             raise FrameError(f"a frame of kind {frame.kind} with {len(frame.parts)} parts came")

@@ -31,7 +31,8 @@ class Kind(IntEnum):
     """attempt, epoch, age of the epoch and limit in ns, epoch of the session's first run (int64 each; the last one is
     empty where there is no session), `cadenza.v1.Program`, then digest and `cadenza.v1.Circuit` in turn"""
     DONE = 4
-    """attempt (int64), `RunOutcome`, detail, `cadenza.v1.JobResult`, `cadenza.v1.DeviceProperties` (may be empty)"""
+    """attempt (int64), `RunOutcome`, detail, `cadenza.v1.JobResult`, `cadenza.v1.DeviceProperties` (may be empty),
+    and whether the worker ends after this (anything: it does)"""
 
 
 class Frame(NamedTuple):

@@ -81,9 +81,12 @@ def serve(frames: FrameSocket) -> None:
             raise FrameError(f"a frame of kind {frame.kind} came: only RUN can follow")
         limit_processor(decode_integer(frame.parts[3]), spec.threads)
         outcome, detail, result, properties = _run(executor, frame)
-        frames.send(Kind.DONE, frame.parts[0], outcome.encode(), detail.encode(), result, properties)
-        if count_data_bytes() > much and not _make_room(executor, much):
-            return  # some parser does not give it back; the device starts another worker
+        # some parsers do not give back what they took; the device goes on with another worker then
+        leaves = count_data_bytes() > much and not _make_room(executor, much)
+        end = b"1" if leaves else b""
+        frames.send(Kind.DONE, frame.parts[0], outcome.encode(), detail.encode(), result, properties, end)
+        if leaves:
+            return
 
 
 def _make_room(executor: Executor, much: int) -> bool:

@@ -23,6 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from cadenza import CadenzaService, Client, SamplerV2, Session
 from qiskit import QuantumCircuit
@@ -30,9 +31,9 @@ from qiskit import QuantumCircuit
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 sys.path.insert(0, str(ROOT))
-from tests.running_server import running  # noqa: E402  (the tree is no package of the environment)
+from tests.benchmarks.results import write_section  # noqa: E402  (the tree is no package of the environment)
+from tests.running_server import running  # noqa: E402
 
-RESULTS = HERE.parent / "RESULTS.md"
 FIGURE = ROOT / "server" / "cadenza_server" / "docs" / "drift.svg"
 HEADING = "## Drift: what sessions are for"
 JOBS = 40
@@ -180,55 +181,20 @@ def report(scattered: Sequence[Point], together: Sequence[Point]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(scattered: Sequence[Point], together: Sequence[Point]) -> str:
-    """Both series over time, one above the other, with the same axes."""
-    width, height, left, gap = 720, 190, 64, 60
-    values = [point.survival for point in (*scattered, *together)]
-    low, high = min(values) - 0.005, max(values) + 0.005
-    longest = max(scattered[-1].start_s, together[-1].start_s, 1.0)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {2 * (height + gap)}" '
-        'font-family="sans-serif" font-size="12" fill="#333333">',
-        f'<rect width="{width}" height="{2 * (height + gap)}" fill="#ffffff"/>',
-    ]
-    for row, (name, found) in enumerate((("scattered by fair share", scattered), ("in a session", together))):
-        top = row * (height + gap) + 30
-
-        def place(point: Point, top: int = top) -> tuple[float, float]:
-            x = left + (width - left - 20) * point.start_s / longest
-            return x, top + height - height * (point.survival - low) / (high - low)
-
-        parts.append(f'<text x="{left}" y="{top - 10}">{name}: standard deviation {spread(found):.4f}</text>')
-        parts.append(
-            f'<path d="M{left} {top}V{top + height}H{width - 20}" fill="none" stroke="#888888" stroke-width="1"/>'
-        )
-        for value in np.linspace(low, high, 4):
-            y = top + height - height * (value - low) / (high - low)
-            parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.3f}</text>')
-        for second in np.linspace(0, longest, 5):
-            x = left + (width - left - 20) * second / longest
-            parts.append(f'<text x="{x:.1f}" y="{top + height + 16}" text-anchor="middle">{second:.0f} s</text>')
+def draw(scattered: Sequence[Point], together: Sequence[Point]) -> None:
+    """Both series over time, one above the other, with the same axes, into `FIGURE`."""
+    figure, rows = plt.subplots(2, sharex=True, sharey=True, figsize=(8, 5), layout="constrained")
+    series = (("scattered by fair share", scattered, "#b4431f"), ("in a session", together, "#1f5fb4"))
+    for axes, (name, found, colour) in zip(rows, series, strict=True):
+        axes.scatter([point.start_s for point in found], [point.survival for point in found], s=12, color=colour)
+        axes.set_title(f"{name}: standard deviation {spread(found):.4f}", loc="left")
+        axes.set_ylabel("came back to 0")
         for before, after in itertools.pairwise(found):
             if after.epoch != before.epoch:
-                x = (place(before)[0] + place(after)[0]) / 2
-                parts.append(
-                    f'<path d="M{x:.1f} {top}v{height}" stroke="#888888" stroke-dasharray="4 3"/>'
-                    f'<text x="{x + 4:.1f}" y="{top + 12}">calibration</text>'
-                )
-        colour = ("#b4431f", "#1f5fb4")[row]
-        for point in found:
-            x, y = place(point)
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
-    parts.append("</svg>")
-    return "\n".join(parts) + "\n"
-
-
-def write(text: str) -> None:
-    """Put `text` under this benchmark's heading; what stands under others stays."""
-    old = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
-    before, _, after = old.partition(HEADING + "\n")
-    _, found, rest = after.partition("\n## ")
-    RESULTS.write_text(f"{before.rstrip()}\n\n{HEADING}\n\n{text}" + (f"\n## {rest}" if found else ""))
+                axes.axvline((before.start_s + after.start_s) / 2, color="#888888", linestyle="--", label="calibration")
+                axes.legend()
+    rows[-1].set_xlabel("seconds")
+    figure.savefig(FIGURE, metadata={"Date": None})
 
 
 def main() -> None:
@@ -240,8 +206,8 @@ def main() -> None:
     text = report(scattered, together)
     print(text)
     if options.write:
-        write(text)
-        FIGURE.write_text(draw(scattered, together))
+        write_section(HEADING, text)
+        draw(scattered, together)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from cadenza_loadtest.report import Report
 from cadenza_loadtest.run import Setup, run_tests
 from cadenza_loadtest.scenario import load
 
-from tests.benchmarks.server.run import fdatasync_ms, percentile, write
+from tests.benchmarks.results import write_section
+from tests.benchmarks.server.run import fdatasync_ms, percentile
 from tests.running_server import running
 
 HEADING = "## Load: ten thousand users"
@@ -91,7 +92,7 @@ def main() -> None:
     text = report(options.p99)
     print(text)
     if options.write:
-        write(text, HEADING)
+        write_section(HEADING, text)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.results import write_section
+
 ROOT = Path(__file__).parents[3]
-RESULTS = ROOT / "tests" / "benchmarks" / "RESULTS.md"
 HEADING = "## Beside its peers"
 PEERS = ("cadenza", "temporal", "celery", "rq", "slurm", "hyperqueue", "dask", "ray")
 PARTS = ("rates", "greed", "10", "1000", "100000")
@@ -62,14 +63,6 @@ def make_table(found: dict[str, dict[str, float]], durable: dict[str, bool]) -> 
     return lines + [f"| {row} | {cells[row]} |" for row in rows]
 
 
-def write(text: str) -> None:
-    """Put `text` under this benchmark's heading; what stands under others stays."""
-    old = RESULTS.read_text()
-    before, _, after = old.partition(HEADING + "\n")
-    _, more, rest = after.partition("\n## ")
-    RESULTS.write_text(f"{before.rstrip()}\n\n{HEADING}\n\n{text}" + (f"\n## {rest}" if more else ""))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--peers", default=",".join(PEERS), help="which, by comma")
@@ -103,7 +96,7 @@ def main() -> None:
     text = "\n".join(lines) + "\n"
     print(text)
     if options.write:
-        write(text)
+        write_section(HEADING, text)
 
 
 if __name__ == "__main__":

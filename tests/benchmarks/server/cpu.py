@@ -21,6 +21,7 @@ from typing import Any
 import grpc
 from cadenza.v1 import job_service_pb2, job_service_pb2_grpc
 
+from tests.benchmarks.results import write_section
 from tests.benchmarks.server import run
 
 HEADING = "## Server: processor time of a submit"
@@ -146,7 +147,7 @@ def main() -> None:
     text = report(options.rounds, options.seconds, options.profile)
     print(text)
     if options.write:
-        run.write(text, HEADING)
+        write_section(HEADING, text)
 
 
 if __name__ == "__main__":

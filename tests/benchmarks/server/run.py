@@ -32,8 +32,10 @@ from qiskit import QuantumCircuit, qpy
 from qiskit_aer import AerSimulator
 from sqlalchemy import create_engine
 
-HERE = Path(__file__).parent
-RESULTS = HERE.parent / "RESULTS.md"
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[2]))
+from tests.benchmarks.results import write_section  # noqa: E402  (the tree is no package of the environment)
+
 HEADING = "## Server: calls, latency, gap"
 USER = (("cadenza-user", "bench"),)
 CALLERS = 16
@@ -306,14 +308,6 @@ def report(rounds: int, seconds: float, latencies: int, gaps: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(text: str, heading: str = HEADING) -> None:
-    """Put `text` under this benchmark's heading; what stands under others stays."""
-    old = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
-    before, _, after = old.partition(heading + "\n")
-    _, found, rest = after.partition("\n## ")
-    RESULTS.write_text(f"{before.rstrip()}\n\n{heading}\n\n{text}" + (f"\n## {rest}" if found else ""))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the time, for a first look")
@@ -322,7 +316,7 @@ def main() -> None:
     text = report(3, 0.5, 50, 100) if options.quick else report(7, 1.3, 300, 500)
     print(text)
     if options.write:
-        write(text)
+        write_section(HEADING, text)
 
 
 if __name__ == "__main__":

@@ -47,8 +47,10 @@ from qiskit_aer.primitives import EstimatorV2 as AerEstimator
 from qiskit_ibm_runtime import EstimatorV2 as LocalEstimator
 from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 
-HERE = Path(__file__).parent
-RESULTS = HERE.parent / "RESULTS.md"
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[2]))
+from tests.benchmarks.results import write_section  # noqa: E402  (the tree is no package of the environment)
+
 HEADING = "## Iterative programs: VQE in a session"
 ITERATIONS = 100
 NOISY_ITERATIONS = 20
@@ -276,14 +278,6 @@ def report(rounds: int, count: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(text: str) -> None:
-    """Put `text` under this benchmark's heading; what stands under others stays."""
-    old = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
-    before, _, after = old.partition(HEADING + "\n")
-    _, found, rest = after.partition("\n## ")
-    RESULTS.write_text(f"{before.rstrip()}\n\n{HEADING}\n\n{text}" + (f"\n## {rest}" if found else ""))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round, for a first look")
@@ -292,7 +286,7 @@ def main() -> None:
     text = report(1, 300) if options.quick else report(5, 2_000)
     print(text)
     if options.write:
-        write(text)
+        write_section(HEADING, text)
 
 
 if __name__ == "__main__":

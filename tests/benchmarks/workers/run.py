@@ -24,10 +24,12 @@ from cadenza.v1.program_pb2 import Program
 from cadenza_server.execution import Assignment, Device, DeviceSpec, RunReport
 from cadenza_server.model.words import RunOutcome
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+from tests.benchmarks.results import write_section
+
 APART_SECONDS = 2.0
 BURST = 6
 LIMIT_NS = 600_000_000_000
-RESULTS = Path(__file__).parents[1] / "RESULTS.md"
 TITLE = "## Workers: back after a kill or a cancel"
 
 SHORT = 'OPENQASM 3.0;\ninclude "stdgates.inc";\nqubit[2] q;\nbit[2] c;\nh q[0];\ncx q[0], q[1];\nc = measure q;\n'
@@ -155,20 +157,16 @@ def main() -> None:
     lines = [line for kind in options.kind or ("aer",) for line in asyncio.run(measure(kind, options.kills))]
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     head = [
-        TITLE,
-        "",
         f"Command: `python {' '.join(['tests/benchmarks/workers/run.py', *sys.argv[1:]])}`. Measured {now} on "
         f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}.",
         "",
         "| what | figure | asked |",
         "|---|---|---|",
     ]
-    section = "\n".join([*head, *lines]) + "\n"
-    print(section)
+    text = "\n".join([*head, *lines]) + "\n"
+    print(text)
     if options.write:
-        before, _, rest = RESULTS.read_text().partition(TITLE)
-        after = rest[rest.index("\n## ") + 1 :] if "\n## " in rest else ""
-        RESULTS.write_text(before.rstrip("\n") + "\n\n" + section + ("\n" + after if after else ""))
+        write_section(TITLE, text)
 
 
 if __name__ == "__main__":
