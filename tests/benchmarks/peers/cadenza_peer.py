@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cadenza import Client
-from cadenza.v1 import job_pb2
+from cadenza.v1 import event_pb2, job_pb2
 
 from tests.benchmarks.peers.peer import Peer
 from tests.benchmarks.peers.work import SHOTS, make_payload
@@ -52,23 +52,23 @@ class Cadenza(Peer):
         pub = job.program.sampler.pubs.add(shots=SHOTS)
         pub.circuit.qpy = make_payload("ghz")
         if count == 1:
-            return [(user, client.submit_job_spec(job).job_id)]
+            # as the library submits: the end comes with the answer, if the job has ended by then
+            return [(user, client.submit_job_spec_for_end(job))]
         handles = []
         for begin in range(0, count, CALL):
             jobs = [job] * min(CALL, count - begin)
-            handles += [(user, submitted.job_id) for submitted in client.submit_jobs(jobs)]
+            handles += [(user, submitted) for submitted in client.submit_jobs(jobs)]
         return handles
 
     def finish(self, handles: Sequence[Any]) -> list[int]:
         # a user's jobs for one device run in their order
         user, last = handles[-1]
-        client = self._client(user)
-        with client.watch_job(last, include_results=True) as events:
-            for _ in events:
-                pass
-        if len(handles) > 1:
-            return []
-        return [client.get_job(last).start_time.ToNanoseconds()]
+        if isinstance(last, event_pb2.JobEnded):
+            return [last.job.start_time.ToNanoseconds()]
+        with self._client(user).watch_job(last.job_id, include_results=True) as events:
+            *_, end = events
+        ended = end.job_snapshot.job if end.HasField("job_snapshot") else end.job_ended.job
+        return [ended.start_time.ToNanoseconds()]
 
     def _client(self, user: str) -> Client:
         if user not in self._clients:

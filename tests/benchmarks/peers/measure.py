@@ -14,7 +14,7 @@ from tests.benchmarks.peers.peer import AbsentError, Peer
 from tests.benchmarks.peers.work import make_payload
 
 MANY = {"nothing": 1_000, "ghz": 200}
-SINGLE = 100
+SINGLE = 500
 GREEDY = 1_000
 LIGHT = 15
 CAP_S = 10.0

@@ -101,7 +101,7 @@ class Celery(OverRedis):
 class Rq(OverRedis):
     name = "rq"
     package = "rq"
-    scale: ClassVar = {"nothing": 0.2, "ghz": 0.3, "single": 0.5}
+    scale: ClassVar = {"nothing": 0.2, "ghz": 0.3, "single": 0.1}
     how = (
         "Redis with appendfsync always, results in Redis, one worker that forks for each job, imports done before; "
         "enqueue_many for many"

@@ -26,7 +26,8 @@ FAIR = ("matching.useNewMatcher=true", "matching.enableFairness=true")
 class Temporal(Peer):
     name = "temporal"
     durable = True
-    scale: ClassVar = {"nothing": 0.2, "ghz": 0.3, "single": 0.3}
+    scale: ClassVar = {"nothing": 0.2, "ghz": 0.3, "single": 0.1}
+    queue_max = 10_000
     how = (
         "its dev server with a SQLite file; a job is a workflow of one activity, one worker process, one activity at a "
         "time; 50 calls at once for many; fairness by user switched on"
