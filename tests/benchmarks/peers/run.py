@@ -100,7 +100,7 @@ def draw(found: dict[str, dict[str, float]], durable: dict[str, bool]) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="y", linewidth=0.4)
     figure.suptitle(
-        "One worker each. Of what is a second (/s) more is better, of all else less. Empty dots: it holds jobs in memory only.",
+        "One worker each. Of what is per second more is better, of all else less. Empty dots: in memory only.",
         fontsize=9,
     )
     figure.savefig(FIGURE, metadata={"Date": None})
