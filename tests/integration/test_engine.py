@@ -485,6 +485,9 @@ async def test_cancelling_a_running_job_stops_its_worker_and_frees_the_device(ho
     with pytest.raises(Refusal) as caught:
         await home.engine.get_result(job)
     assert caught.value.reason == "NO_RESULT"
+    with pytest.raises(Refusal) as caught:
+        await anext(home.engine.stream_result(job, 0, 100))
+    assert caught.value.reason == "NO_RESULT"
 
 
 async def test_a_lost_worker_is_an_attempt_and_its_late_result_is_ignored(home: Home) -> None:
@@ -497,6 +500,10 @@ async def test_a_lost_worker_is_an_attempt_and_its_late_result_is_ignored(home: 
     home.device.end(result=b"second")
     await wait_state(home.engine, job, JobState.SUCCEEDED)
     assert await home.engine.get_result(job) == b"second"
+    assert [piece.data async for piece in home.engine.stream_result(job, 1, 3)] == [b"eco", b"nd"]
+    with pytest.raises(Refusal) as caught:
+        await anext(home.engine.stream_result(job, 7, 3))
+    assert caught.value.reason == "OFFSET_TOO_LARGE"
     runs = (await home.engine.list_runs(RunFilter(job=job))).items
     assert [(run.attempt, run.outcome) for run in runs] == [(1, RunOutcome.WORKER_LOST), (2, RunOutcome.SUCCEEDED)]
 

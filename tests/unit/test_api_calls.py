@@ -9,9 +9,11 @@ import grpc
 import pytest
 from cadenza.v1 import errors_pb2, server_service_pb2, server_service_pb2_grpc, session_service_pb2
 from cadenza.v1.job_pb2 import Job
-from cadenza.v1.job_service_pb2 import WatchJobRequest, WatchJobResponse
+from cadenza.v1.job_service_pb2 import StreamJobResultResponse, WatchJobRequest, WatchJobResponse
 from cadenza_server.api.callers import Callers, Gate, current_caller
 from cadenza_server.api.errors import ErrorMapper, RefusalWithState, describe
+from cadenza_server.api.jobs import encode_piece
+from cadenza_server.engine import ResultPiece
 from cadenza_server.model.errors import Code, Refusal
 from cadenza_server.tokens import TokenBook, TokenEntry, hash_token
 from google.protobuf.message import Message
@@ -294,3 +296,12 @@ def test_a_resume_token_that_is_too_old_comes_back_with_the_present_state() -> N
     refusal = RefusalWithState(Refusal(Code.OUT_OF_RANGE, "RESUME_TOO_OLD", "x"), Job(job_id="job-1"))
     assert find(describe(refusal), Job).job_id == "job-1"
     assert find(describe(refusal), session_service_pb2.GetSessionResponse) is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 16_383, 16_384, 1 << 20, (1 << 21) + 5])
+@pytest.mark.parametrize("offset", [0, 1 << 20, 1 << 40])
+def test_a_piece_of_a_result_is_the_message_that_the_contract_has(size: int, offset: int) -> None:
+    data = bytes(range(256)) * (size // 256 + 1)
+    piece = ResultPiece(offset, data[:size], offset + size)
+    message = StreamJobResultResponse(offset=offset, data=data[:size], total_bytes=offset + size)
+    assert StreamJobResultResponse.FromString(encode_piece(piece)) == message

@@ -9,8 +9,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import closing
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, closing
 from enum import StrEnum
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from alembic.script import ScriptDirectory
 from cadenza_server.clock import SystemClock, VirtualClock
 from cadenza_server.engine.ids import TimeOrderedIds
 from cadenza_server.store import Store, StoreError, StoreInUse, commit_process, committer, lock, migration
-from cadenza_server.store.batch import INSERT_EVENT, PUT_META, Batch
+from cadenza_server.store.batch import INSERT_EVENT, INSERT_RESULT, PUT_META, Batch
 from cadenza_server.store.commit_process import Row
+from cadenza_server.store.reads import ResultPiece, iterate_result, read_result_size
 from cadenza_server.store.schema import HEAD, meta, metadata
 from cadenza_server.store.store import FILE_NAME
 from sqlalchemy import Connection, create_engine, select, text
@@ -488,3 +490,57 @@ def test_the_system_clock_does_not_go_back() -> None:
     clock = SystemClock()
     times = [clock.now() for _ in range(1000)]
     assert times == sorted(times)
+
+
+async def test_what_is_read_as_a_stream_comes_whole_and_in_order(store: Store) -> None:
+    assert [item async for item in store.stream(lambda _: iter(range(1000)))] == list(range(1000))
+
+
+async def test_a_stream_that_fails_gives_what_came_before_and_then_the_error(store: Store) -> None:
+    def read(connection: Connection) -> Iterator[int]:
+        yield 1
+        connection.execute(text("SELECT nothing"))
+
+    stream = store.stream(read)
+    assert await anext(stream) == 1
+    with pytest.raises(StoreError, match="cannot read"):
+        await anext(stream)
+
+
+async def test_a_stream_that_nobody_takes_any_more_is_read_no_further(store: Store) -> None:
+    read_on = threading.Event()
+    read: list[int] = []
+
+    def numbers(_: Connection) -> Iterator[int]:
+        for number in range(5):
+            read.append(number)
+            yield number
+            read_on.wait()
+
+    async with aclosing(store.stream(numbers)) as stream:
+        assert await anext(stream) == 0
+    read_on.set()
+    await store.close()
+    assert read == [0, 1]
+
+
+async def test_a_result_is_read_in_pieces_from_wherever_it_is_wanted(store: Store) -> None:
+    data = random.Random(1).randbytes(10_000)
+    batch = Batch()
+    batch.append(INSERT_RESULT, ("other", b"x" * 10_000))
+    batch.append(INSERT_RESULT, ("job", data))
+    await store.commit(batch)
+
+    async def read(offset: int, size: int) -> list[ResultPiece]:
+        stream = store.stream(lambda connection: iterate_result(connection, "job", offset, size))
+        return [piece async for piece in stream]
+
+    assert await store.read(lambda connection: read_result_size(connection, "job")) == 10_000
+    assert await store.read(lambda connection: read_result_size(connection, "no job")) is None
+    for offset, size in ((0, 10_000), (0, 4096), (1, 3333), (9_999, 4096), (0, 1 << 20)):
+        pieces = await read(offset, size)
+        assert b"".join(piece.data for piece in pieces) == data[offset:]
+        assert [piece.offset for piece in pieces] == list(range(offset, 10_000, size))
+        assert {piece.total for piece in pieces} == {10_000}
+        assert all(len(piece.data) == size for piece in pieces[:-1])
+    assert await read(10_000, 4096) == [ResultPiece(10_000, b"", 10_000)]

@@ -157,7 +157,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 self._guard_conversation(method, handler.stream_stream, parse), None, handler.response_serializer
             )
         return grpc.unary_stream_rpc_method_handler(
-            self._guard_stream(method, handler.unary_stream, parse), None, handler.response_serializer
+            self._guard_stream(method, handler.unary_stream, parse), None, _accept_bytes(handler.response_serializer)
         )
 
     def _guard_unary(
@@ -175,9 +175,12 @@ class Gate(grpc.aio.ServerInterceptor):
         return call
 
     def _guard_stream(
-        self, method: str, answer: Callable[[Any, Context], AsyncIterator[Message]], parse: Callable[[bytes], Message]
-    ) -> Callable[[bytes, Context], AsyncIterator[Message]]:
-        async def call(data: bytes, context: Context) -> AsyncIterator[Message]:
+        self,
+        method: str,
+        answer: Callable[[Any, Context], AsyncIterator[Message | bytes]],
+        parse: Callable[[bytes], Message],
+    ) -> Callable[[bytes, Context], AsyncIterator[Message | bytes]]:
+        async def call(data: bytes, context: Context) -> AsyncIterator[Message | bytes]:
             try:
                 await self._wait()
                 async for message in answer(self._let_in(data, context, parse), context):
@@ -230,3 +233,8 @@ class Gate(grpc.aio.ServerInterceptor):
                 f"the request is not the message that this RPC takes ({error}): build it from cadenza.v1, with "
                 "text as UTF-8",
             ) from None
+
+
+def _accept_bytes(serialize: Callable[[Message], bytes]) -> Callable[[Message | bytes], bytes]:
+    """Lets a stream also yield messages that are serialised already."""
+    return lambda message: message if isinstance(message, bytes) else serialize(message)

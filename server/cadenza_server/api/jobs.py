@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Final
 
 from cadenza.v1 import (
@@ -43,7 +44,7 @@ from cadenza_server.api.fields import (
 from cadenza_server.api.programs import ProgramChecker
 from cadenza_server.api.scope import Scope, owner_shown
 from cadenza_server.config import Limits
-from cadenza_server.engine import JobContent, JobEnded, JobFilter, JobView, ProgramKind, RunFilter
+from cadenza_server.engine import JobContent, JobEnded, JobFilter, JobView, ProgramKind, ResultPiece, RunFilter
 from cadenza_server.model.commands import Caller, CancelJob, SetPriority, SubmitJob
 from cadenza_server.model.errors import Code, Refusal
 from cadenza_server.model.words import JobClass, RunOutcome
@@ -378,26 +379,33 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
             )
         return job_service_pb2.GetJobResultResponse(result=result_pb2.JobResult.FromString(data))
 
-    async def StreamJobResult(
+    async def StreamJobResult(  # type: ignore[override]  # the messages are serialised already
         self, request: job_service_pb2.StreamJobResultRequest, context: Context
-    ) -> AsyncIterator[job_service_pb2.StreamJobResultResponse]:
+    ) -> AsyncIterator[bytes]:
         """A result in pieces. An empty rest is one empty piece."""
         job, offset = check_id(request.job_id, "job_id"), request.offset
         if offset < 0:
             raise invalid("offset", f"{offset} is negative")
-        data = await self._engine.get_result(job, caller=current_caller())
-        total = len(data)
-        if offset > total:
-            raise Refusal(
-                Code.OUT_OF_RANGE,
-                "OFFSET_TOO_LARGE",
-                f"offset: {offset} lies beyond the end of the result, which has {total} bytes",
-                "offset",
-            )
-        for start in range(offset, max(total, offset + 1), PIECE_BYTES):
-            piece = data[start : start + PIECE_BYTES]
-            yield job_service_pb2.StreamJobResultResponse(offset=start, data=piece, total_bytes=total)
+        async with aclosing(self._engine.stream_result(job, offset, PIECE_BYTES, caller=current_caller())) as pieces:
+            async for piece in pieces:
+                yield encode_piece(piece)
 
+
+def encode_piece(piece: ResultPiece) -> bytes:
+    """A serialised `StreamJobResultResponse`. Its bytes are copied once: through a message they would be twice, and
+    what that costs in fresh memory is several times as much as all else."""
+    head = job_service_pb2.StreamJobResultResponse(offset=piece.offset, total_bytes=piece.total).SerializeToString()
+    length, left = bytearray(), len(piece.data)
+    while left > 0x7F:
+        length.append(left & 0x7F | 0x80)
+        left >>= 7
+    length.append(left)
+    return b"".join((head, _DATA_TAG, length, piece.data))
+
+
+_DATA_TAG: Final = bytes([job_service_pb2.StreamJobResultResponse.DATA_FIELD_NUMBER << 3 | 2])
+"""What stands before the length of the bytes: their field, and that a length follows
+(protobuf.dev/programming-guides/encoding)."""
 
 _ENVELOPE_BYTES: Final = 16
 """What a message adds to the result that it carries: a tag and a length."""

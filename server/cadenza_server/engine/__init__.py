@@ -24,6 +24,7 @@ from cadenza_server.engine.recorder import INLINE_RESULT_BYTES_MAX
 from cadenza_server.engine.retention import Retention
 from cadenza_server.engine.views import DeviceView, EstimateError, Figures, JobContent, RequestKey, UsageView
 from cadenza_server.engine.writer import Device, DevicePlan, stopping
+from cadenza_server.store.reads import ResultPiece
 from cadenza_server.store.views import (
     JobCounts,
     JobFilter,
@@ -69,6 +70,7 @@ __all__ = [
     "ReservationFilter",
     "ReservationState",
     "ReservationView",
+    "ResultPiece",
     "Retention",
     "RunFilter",
     "RunView",

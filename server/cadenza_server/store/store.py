@@ -6,7 +6,8 @@ read one moment of the store.
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
@@ -115,6 +116,29 @@ class Store:
         if self._read_threads is None:
             raise StoreError("the store is closed")
         return await asyncio.get_running_loop().run_in_executor(self._read_threads, self._read, query)
+
+    async def stream(self, query: Callable[[Connection], Iterator[T]]) -> AsyncGenerator[T, None]:
+        """What `query` yields on a reader thread, in one read transaction. The thread does not wait for whoever takes
+        it, who may be slow: what it is ahead by is in memory. Raises `StoreError`."""
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Queue[T | None] = asyncio.Queue()
+        left = threading.Event()
+
+        def run(connection: Connection) -> None:
+            for item in query(connection):
+                if left.is_set():
+                    return
+                loop.call_soon_threadsafe(ready.put_nowait, item)
+
+        reading = asyncio.ensure_future(self.read(run))
+        reading.add_done_callback(lambda _: ready.put_nowait(None))
+        try:
+            while (item := await ready.get()) is not None:
+                yield item
+            await reading
+        finally:
+            left.set()
+            reading.cancel()
 
     def _read(self, query: Callable[[Connection], T]) -> T:
         if self._sql is None:
