@@ -224,6 +224,12 @@ def test_operators_see_others_jobs_when_they_ask(run: Run, bell: str) -> None:
     shown = good(run("jobs", "--all", "--limit", "1000", user="rani"))
     assert job_id in shown
     assert "cli/seen" in shown
+    for arguments in (("jobs", "--all"), ("jobs", "--owner", "cli/seen"), ("sessions", "--all")):
+        asked = run(*arguments, user="cli/curious")
+        assert job_id not in good(asked)
+        assert "you are cli/curious and no operator, so only what is yours is listed" in asked.stderr
+    assert "operator" not in run("jobs", "--all", user="rani").stderr
+    assert "operator" not in run("jobs", "--owner", "cli/seen", user="cli/seen").stderr
 
 
 def test_a_watched_job_prints_each_change(run: Run, bell: str) -> None:
@@ -400,8 +406,9 @@ def test_everybody_sees_until_when_a_session_keeps_a_device(run: Run, bell: str,
 
 
 def test_sessions_are_cancelled_and_refused(run: Run) -> None:
-    said = good(run("session", "create", "--device", "spare", "--mode", "batch"))
+    said = good(run("session", "create", "--device", "spare", "--mode", "batch", "--max-time", "10w"))
     session = said.split()[0]
+    assert said.splitlines()[1:] == ["Its max_time is 8h 0m: spare gives no more."]
     refused(run("session", "show", session, user="cli/eve"), "NOT_OWNER")
     assert one(run("sessions", "--state", "open", "--limit", "1", "--json"))["mode"] == "SESSION_MODE_BATCH"
     assert one(run("session", "cancel", session, "--json"))["close_reason"] == "SESSION_CLOSE_REASON_CANCELLED_BY_USER"

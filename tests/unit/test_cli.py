@@ -275,6 +275,12 @@ def test_a_good_circuit_passes_the_check(tmp_path: Path) -> None:
         (BELL_2.replace("cx q[0]", "cx q[0"), {}, (), "line 6"),
         (BELL_2.replace("measure q -> c;", ""), {}, (), "measures nothing into a classical register"),
         (ROTATION_3, {}, ("ZZ",), "--parameter theta=NUMBER"),
+        (
+            ROTATION_3.replace("input", "input float phi;\ninput"),
+            {},
+            ("ZZ",),
+            "--parameter phi=NUMBER --parameter theta=NUMBER",
+        ),
         (ROTATION_3, {"theta": 0.1, "phi": 0.2}, ("ZZ",), "'phi' is no parameter"),
         (ROTATION_3, {"theta": 0.1}, ("ZZZ",), "one letter a qubit"),
         (BELL_2, {}, ("ZZ",), "ends with measurements, and an --observable is measured by itself: take them out"),

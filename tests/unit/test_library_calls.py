@@ -328,7 +328,11 @@ def test_with_tls_the_server_must_be_who_it_says(script: Script, tmp_path: Path)
     with Client(target, token="secret", tls=tls) as client:
         assert [device.name for device in client.list_devices()] == ["a"]
     assert script.metadata[-1]["authorization"] == "Bearer secret"
-    with Client(target, tls=authority, retry=Retry(attempts=1)) as client, pytest.raises(UnavailableError):
+    hint = pytest.raises(UnavailableError, match="its certificate is for another name")
+    with Client(target, tls=authority, retry=Retry(attempts=1)) as client, hint:
+        client.list_devices()
+    hint = pytest.raises(UnavailableError, match="name the authority that signed it")
+    with Client(target, tls=Tls(server_name="cadenza.test"), retry=Retry(attempts=1)) as client, hint:
         client.list_devices()
     hint = pytest.raises(UnavailableError, match="if it speaks TLS, name its certificate authority")
     with Client(target, tls=False, retry=Retry(attempts=1)) as client, hint:

@@ -170,9 +170,7 @@ def make_error(code: str, message: str, details: Iterable[Any] = (), target: str
             retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos * 1e-9
     kind = NotReadyError if reason == "RESULT_NOT_READY" else _BY_CODE.get(code, CadenzaError)
     if code == "UNAVAILABLE" and not reason:
-        hint = _TLS_HINT if any(sign in message for sign in _SIGNS_OF_TLS) else ""
-        advice = f"start one with `cadenza serve`, or name another target{hint}"
-        message = f"cannot reach a server at {target}: {advice} ({message})"
+        message = f"cannot reach a server at {target}: {_advise(message)} ({message})"
     return kind(
         message,
         code=code,
@@ -186,7 +184,26 @@ def make_error(code: str, message: str, details: Iterable[Any] = (), target: str
 _SIGNS_OF_TLS: Final = ("Socket closed", "WRONG_VERSION_NUMBER")
 """What gRPC says, among other times, when one side speaks TLS and the other does not."""
 
+_SIGNS_OF_ANOTHER_NAME: Final = ("Hostname Verification Check failed", "is not in peer certificate")
+"""What gRPC says of a certificate that is for another name: now, and in its older versions."""
+
 _TLS_HINT: Final = "; if it speaks TLS, name its certificate authority (tls=, CADENZA_TLS_CA), else leave that out"
+
+
+def _advise(message: str) -> str:
+    """What to do about a server that cannot be reached, after what gRPC says of it."""
+    if "CERTIFICATE_VERIFY_FAILED" in message:
+        return (
+            "its certificate is not one that is trusted here: name the authority that signed it (tls=, "
+            "CADENZA_TLS_CA), or look whether it has expired"
+        )
+    if any(sign in message for sign in _SIGNS_OF_ANOTHER_NAME):
+        return (
+            "its certificate is for another name: take a name in it as the target, or say which one it has "
+            "(CADENZA_TLS_SERVER_NAME)"
+        )
+    hint = _TLS_HINT if any(sign in message for sign in _SIGNS_OF_TLS) else ""
+    return f"start one with `cadenza serve`, or name another target{hint}"
 
 
 def map_argument_error(error: Exception, what: str) -> InvalidRequestError:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 QPY_MAGIC: Final = b"QISKIT"
 QUBITS_UNBOUND: Final = 2**31 - 1
+MISSING_NAMED_MAX: Final = 10
+"""How many of a circuit's missing parameters a refusal names."""
 
 _JOINT: Final = re.compile(r"\s+([+-])\s+")
 _TERM: Final = re.compile(r"([+-]?)\s*(?:([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*\*\s*)?([IXYZ01rl+-]+)")
@@ -57,7 +59,9 @@ def check_circuit(path: Path, message: "Circuit", parameters: Mapping[str, float
     names = [each.name for each in circuit.parameters]
     missing = [name for name in names if name not in parameters]
     if missing:
-        fail(f"{path}: the circuit has parameters without values: give --parameter {missing[0]}=NUMBER", 2)
+        wanted = " ".join(f"--parameter {name}=NUMBER" for name in missing[:MISSING_NAMED_MAX])
+        more = f", and {len(missing) - MISSING_NAMED_MAX} more" if len(missing) > MISSING_NAMED_MAX else ""
+        fail(f"{path}: the circuit has parameters without values: give {wanted}{more}", 2)
     unknown = [name for name in parameters if name not in names]
     if unknown:
         fail(f"--parameter: {unknown[0]!r} is no parameter of the circuit; it has {', '.join(names) or 'none'}", 2)

@@ -132,8 +132,3 @@ def check_path_option(option: str, path: str) -> str:
         return check_path(path)
     except ValueError as error:
         fail(f"{option}: {error}", 2)
-
-
-def own_path(client: "Client") -> str:
-    """The caller's path; where a token says it, the server is asked."""
-    return client.get_server_info().caller.user

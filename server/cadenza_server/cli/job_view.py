@@ -99,7 +99,7 @@ def _job_facts(job: "Job", why: str, now: datetime) -> list[tuple[str, object]]:
         ("user", job.user),
         ("device", job.device),
         ("session", output.or_absent(job.session_id)),
-        ("class", f"{output.enum_word(job, 'job_class')}, {output.enum_word(job, 'program_kind')}"),
+        ("class", ", ".join(dict.fromkeys(output.enum_word(job, name) for name in ("job_class", "program_kind")))),
         ("jobs before it", job.queue_position if job.HasField("queue_position") else ABSENT),
         ("priority", job.priority),
         ("seq", job.seq),

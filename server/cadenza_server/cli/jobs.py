@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cadenza_server.cli import job_view, output
-from cadenza_server.cli.connection import calls_server, check_path_option, own_path
+from cadenza_server.cli.connection import calls_server, check_path_option
 from cadenza_server.cli.failure import fail
 from cadenza_server.cli.waiting import Waiting, explain
 
@@ -93,7 +93,7 @@ def jobs(
             output.print_json(each)
         return
     if not found:
-        typer.echo("No jobs." if everybody else f"No jobs of {whose} that fit.")
+        typer.echo("No jobs." if everybody else f"No jobs of {whose} found.")
         return
     now = datetime.now(UTC)
     waiting = Waiting(client, now)
@@ -172,12 +172,16 @@ def priority(
 
 
 def choose_owner(client: "Client", owner: str | None, everybody: bool) -> str:
-    """Whose jobs or sessions a list shall show; empty: everybody's."""
-    if everybody:
-        if owner is not None:
-            fail("--owner and --all exclude each other: give one", 2)
-        return ""
-    return own_path(client) if owner is None else check_path_option("--owner", owner)
+    """Whose jobs or sessions a list shall show; empty: everybody's. Who may not see them all is told so, on stderr."""
+    if everybody and owner is not None:
+        fail("--owner and --all exclude each other: give one", 2)
+    whose = "" if everybody else None if owner is None else check_path_option("--owner", owner)
+    caller = client.get_server_info().caller
+    if whose is None:
+        return caller.user
+    if not caller.operator and whose != caller.user:
+        typer.echo(f"cadenza: you are {caller.user} and no operator, so only what is yours is listed", err=True)
+    return whose
 
 
 def follow(client: "Client", job_id: str, json: bool) -> None:

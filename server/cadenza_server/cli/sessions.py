@@ -93,7 +93,7 @@ def sessions(
             output.print_json(each)
         return
     if not found:
-        typer.echo("No sessions." if everybody else f"No sessions of {whose} that fit.")
+        typer.echo("No sessions." if everybody else f"No sessions of {whose} found.")
         return
     output.make_console().print(_sessions_table(found[:limit], with_user=everybody or owner is not None))
     if len(found) > limit:
@@ -125,11 +125,14 @@ def create(
     json: JsonOption = False,
 ) -> None:
     """Create a session. It starts when its first job is picked."""
+    asked = {
+        "max_time": check_length("--max-time", max_time),
+        "interactive_ttl": check_length("--interactive-ttl", interactive_ttl),
+    }
     made = client.create_session(
         device,
         mode=mode.value,
-        max_time=check_length("--max-time", max_time),
-        interactive_ttl=check_length("--interactive-ttl", interactive_ttl),
+        **asked,
         reservation_id=reservation,
         session_id=session_id,
     )
@@ -140,6 +143,10 @@ def create(
             f"{made.session_id} is open on {made.device}. `cadenza submit FILE --session {made.session_id}` uses it, "
             f"`cadenza session close {made.session_id}` ends it."
         )
+        for name, seconds in asked.items():
+            given_ns = output.duration_ns(getattr(made.settings, name))
+            if seconds is not None and given_ns < round(seconds * 1e9):
+                typer.echo(f"Its {name} is {output.format_length(given_ns)}: {made.device} gives no more.")
 
 
 @calls_server
