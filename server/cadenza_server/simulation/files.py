@@ -150,7 +150,7 @@ def print_timeline(scenario: Scenario, outcome: SimulationOutcome, out: TextIO) 
     """Print for people what happened, in the order of time."""
     lines: list[tuple[int, int, str]] = []
     for run in outcome.runs:
-        end = "still running" if run.end is None else f"to {to_seconds(run.end):g}: {run.outcome.lower()}"
+        end = "still running" if run.end is None else f"until {to_seconds(run.end):g}: {run.outcome.lower()}"
         lines.append((run.start, 1, f"{run.device} runs {run.job} {end}"))
     for name, steps in outcome.sessions.items():
         for step in steps:

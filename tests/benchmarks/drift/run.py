@@ -188,7 +188,7 @@ def draw(scattered: Sequence[Point], together: Sequence[Point]) -> None:
     for axes, (name, found, colour) in zip(rows, series, strict=True):
         axes.scatter([point.start_s for point in found], [point.survival for point in found], s=12, color=colour)
         axes.set_title(f"{name}: standard deviation {spread(found):.4f}", loc="left")
-        axes.set_ylabel("came back to 0")
+        axes.set_ylabel("share of shots back at 0")
         for before, after in itertools.pairwise(found):
             if after.epoch != before.epoch:
                 axes.axvline((before.start_s + after.start_s) / 2, color="#888888", linestyle="--", label="calibration")
