@@ -405,6 +405,35 @@ def test_everybody_sees_until_when_a_session_keeps_a_device(run: Run, bell: str,
     assert "active_session_expire_time" not in one(run("devices", "spare", "--json", user="cli/eve"))
 
 
+def test_who_ends_a_session_is_told_what_becomes_of_its_jobs(run: Run, bell: str, slow: str, kit: Any) -> None:
+    def fill(*circuits: str) -> list[str]:
+        """A session on `sim`, and its jobs."""
+        session = one(run("session", "create", "--device", "sim", "--json"))["session_id"]
+        jobs = [run("submit", each, "--session", session, "--no-check", "--json") for each in circuits]
+        return [session, *(one(job)["job_id"] for job in jobs)]
+
+    closed, running, *_ = fill(slow, bell, bell)
+    try:
+        kit.wait_for(
+            lambda: one(run("queue", "sim", "--json"))["device"]["running_job_id"] == running,
+            "the slow job",
+            seconds=60,
+        )
+        assert good(run("session", "close", closed)).splitlines() == [
+            f"{closed} is draining: 1 running, 0 queued.",
+            "Queued jobs that have failed with it: 2. With `--pending drain` they run.",
+        ]
+        waits, *_ = fill(bell, bell)
+        said = good(run("session", "close", waits, "--pending", "drain"))
+        assert said == f"{waits} is draining: 0 running, 2 queued.\n"
+        assert good(run("session", "cancel", waits)).splitlines() == [
+            f"{waits} is closed (CANCELLED_BY_USER).",
+            "Queued jobs that were cancelled with it: 2.",
+        ]
+    finally:
+        good(run("cancel", running))
+
+
 def test_sessions_are_cancelled_and_refused(run: Run) -> None:
     said = good(run("session", "create", "--device", "spare", "--mode", "batch", "--max-time", "10w"))
     session = said.split()[0]

@@ -188,20 +188,30 @@ def close(
     json: JsonOption = False,
 ) -> None:
     """Close a session: it takes no more jobs; a running job runs on."""
-    _tell(client.close_session(session_id, None if pending is None else pending.value), json)
+    before = client.get_session(session_id)
+    _tell(before, client.close_session(session_id, None if pending is None else pending.value), json)
 
 
 @calls_server
 def cancel(client: "Client", session_id: SessionArgument, json: JsonOption = False) -> None:
     """Cancel a session and its queued jobs; a running job runs on."""
-    _tell(client.cancel_session(session_id), json)
+    _tell(client.get_session(session_id), client.cancel_session(session_id), json)
 
 
-def _tell(session: "Session", json: bool) -> None:
+def _tell(before: "Session", session: "Session", json: bool) -> None:
+    """Say what has become of a session, and of the jobs that were queued."""
     if json:
         output.print_json(session)
-    else:
-        typer.echo(f"{session.session_id} is {job_view.session_state(session)}.")
+        return
+    counts, old = session.job_counts, before.job_counts
+    left = f": {counts.running} running, {counts.queued} queued" if counts.running or counts.queued else ""
+    typer.echo(f"{session.session_id} is {job_view.session_state(session)}{left}.")
+    gone = old.queued - counts.queued
+    failed, cancelled = min(gone, counts.failed - old.failed), min(gone, counts.cancelled - old.cancelled)
+    if failed > 0:
+        typer.echo(f"Queued jobs that have failed with it: {failed}. With `--pending drain` they run.")
+    if cancelled > 0:
+        typer.echo(f"Queued jobs that were cancelled with it: {cancelled}.")
 
 
 def _sessions_table(found: "list[Session]", *, with_user: bool) -> "RenderableType":

@@ -195,4 +195,4 @@ def _wait(client: "Client", job: "Job", json: bool) -> None:
         typer.echo("")
         job_view.print_job(client, ended, output.make_console(), with_events=False)
     if output.enum_word(ended, "state") != "succeeded":
-        fail(f"the job {job_view.job_reason(ended)}: {ended.detail}" if ended.detail else job_view.job_reason(ended))
+        fail(job_view.job_sentence(ended) + (f": {ended.detail}" if ended.detail else ""))
