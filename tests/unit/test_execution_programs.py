@@ -1,5 +1,6 @@
 """Programs on real Aer, in this process: the results against Qiskit's and Aer's own primitives."""
 
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -11,8 +12,10 @@ from cadenza.arrays import array_from_tensor, bit_array_from_message, tensor_fro
 from cadenza.v1.circuit_pb2 import Circuit
 from cadenza.v1.program_pb2 import EstimatorPub, Program, SamplerPub
 from cadenza.v1.result_pb2 import PubResult
+from cadenza_server.execution.aer import execute, prepare
 from cadenza_server.execution.errors import ProgramError
 from cadenza_server.execution.executor import AerExecutor
+from cadenza_server.execution.noise import join_terms, read_noise, to_quantum_error
 from cadenza_server.execution.spec import METHODS, DeviceSpec
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit, qasm2, qasm3, qpy
@@ -20,7 +23,17 @@ from qiskit.circuit import ClassicalRegister, Gate, Parameter, ParameterVector, 
 from qiskit.circuit.library import efficient_su2, get_standard_gate_name_mapping
 from qiskit.exceptions import QiskitError
 from qiskit.primitives import BitArray, StatevectorEstimator, StatevectorSampler
-from qiskit.quantum_info import Clifford, SparseObservable, SparsePauliOp, Statevector, average_gate_fidelity
+from qiskit.quantum_info import (
+    Clifford,
+    Pauli,
+    SparseObservable,
+    SparsePauliOp,
+    Statevector,
+    SuperOp,
+    average_gate_fidelity,
+)
+from qiskit_aer.library import SaveExpectationValue
+from qiskit_aer.noise import NoiseModel, depolarizing_error, thermal_relaxation_error
 from qiskit_aer.primitives import EstimatorV2 as AerEstimator
 from qiskit_aer.primitives import SamplerV2 as AerSampler
 
@@ -295,6 +308,140 @@ def test_noise_cut_to_a_circuit_is_the_whole_noise(noisy: AerExecutor) -> None:
     assert np.abs(evs - ideal).max() > 1e-3
     without, _ = estimate(noisy, estimator_pub(circuit, [{"ZZI": 1.0}, {"XYZ": 1.0}], values), noise=False)
     assert np.allclose(without, ideal, atol=1e-9)
+
+
+def noisy_circuits() -> dict[str, QuantumCircuit]:
+    """Of each of them Aer's automatic method takes something else, or they are of a kind of their own."""
+    rotated = QuantumCircuit(3)
+    rotated.ry(0.3, range(3))
+    rotated.cx([0, 1], [1, 2])
+    right = QuantumCircuit(3)  # Clifford, if one looks at the angles
+    right.h(0)
+    right.rz(np.pi / 2, 0)
+    right.cx([0, 1], [1, 2])
+    wide = QuantumCircuit(6)
+    wide.ry(0.2, range(6))
+    wide.cx(range(5), range(1, 6))
+    waiting = rotated.copy()
+    waiting.delay(400_000, 1, unit="dt")
+    waiting.ry(0.1, 1)
+    inside = QuantumCircuit(3, 3)
+    inside.ry(0.4, 0)
+    inside.measure(0, 0)
+    inside.reset(1)
+    inside.ry(0.8, range(3))
+    branching = inside.copy()
+    with branching.if_test((0, True)):
+        branching.x(2)
+    return {
+        "rotated": rotated,
+        "right": right,
+        "wide": wide,
+        "waiting": waiting,
+        "inside": inside,
+        "branching": branching,
+    }
+
+
+@pytest.mark.parametrize(("shots", "method"), [(1000, "automatic"), (8, "automatic"), (1000, "density_matrix")])
+@pytest.mark.parametrize("name", sorted(noisy_circuits()))
+def test_noise_as_one_superoperator_changes_neither_bits_nor_method(
+    noisy: AerExecutor, name: str, shots: int, method: str
+) -> None:
+    model = noisy._workshop.model
+    circuit = noisy_circuits()[name]
+    circuit.measure_all()
+    fitted = model.fit(circuit, 1, strict=False)
+    values = np.empty((1, 0))
+    prepared = prepare(model, fitted, (), noisy=True)
+    joined, apart = (
+        execute(model, each, values, shots=shots, seed=SEED, method=method, memory=True)
+        for each in (prepared, dataclasses.replace(prepared, dense_shots=None))
+    )
+    assert joined.method == apart.method
+    assert joined.data[0]["memory"] == apart.data[0]["memory"]
+
+
+@pytest.mark.parametrize("method", ["automatic", "density_matrix", "statevector"])
+def test_a_circuit_that_the_worker_keeps_meets_the_same_noise_each_time(noisy: AerExecutor, method: str) -> None:
+    model = noisy._workshop.model
+    circuit = noisy_circuits()["wide"]  # on qubits of the device that are not its first ones
+    pub = estimator_pub(circuit, {"ZZZZZZ": 1.0})
+    evs = [float(estimate(noisy, pub, method=method)[0]) for _ in range(3)]
+    assert len(set(evs)) == 1
+    if method != "statevector":
+        fitted = model.fit(circuit, 1, strict=False)
+        whole = AerEstimator(options={"backend_options": {"noise_model": model.noise_model, "method": method}})
+        operator = SparsePauliOp("ZZZZZZ").apply_layout(fitted.layout)
+        theirs = whole.run([(fitted, operator)]).result()[0].data.evs
+        assert evs[0] == pytest.approx(float(theirs), abs=1e-8)
+    circuit.measure_all()
+    counts = [sample(noisy, sampler_pub(circuit), method=method)[0]["meas"].get_counts() for _ in range(2)]
+    assert counts[0] == counts[1]
+
+
+def test_a_parametrised_circuit_has_the_same_values_with_noise_as_one_superoperator(noisy: AerExecutor) -> None:
+    model = noisy._workshop.model
+    fitted = model.fit(efficient_su2(3, reps=1), 1, strict=False)
+    for label in ("ZZI", "XIY"):
+        fitted.append(SaveExpectationValue(Pauli(label), label), fitted.layout.final_index_layout())
+    prepared = prepare(model, fitted, tuple(fitted.parameters), noisy=True)
+    assert prepared.dense_shots == 8
+    values = np.vstack([np.random.default_rng(7).uniform(-3, 3, (3, 12)), np.zeros(12)])
+    joined, apart = (
+        execute(model, each, values, shots=1024, seed=SEED, method="automatic", memory=False)
+        for each in (prepared, dataclasses.replace(prepared, dense_shots=None))
+    )
+    assert joined.method == apart.method == "density_matrix"
+    for ours, theirs in zip(joined.data, apart.data, strict=True):
+        assert [ours[label] for label in ("ZZI", "XIY")] == pytest.approx(
+            [theirs[label] for label in ("ZZI", "XIY")], abs=1e-12
+        )
+
+
+def test_the_superoperator_of_an_error_is_that_of_its_channel(noisy: AerExecutor) -> None:
+    errors = noisy._workshop.model.noise_errors
+    relaxing = NoiseModel()
+    relaxing.add_all_qubit_quantum_error(thermal_relaxation_error(50.0, 70.0, 10.0), ["id"])  # T2 > T1: no Paulis
+    three = NoiseModel()
+    three.add_all_qubit_quantum_error(depolarizing_error(0.1, 3), ["ccx"])
+    for error in [*errors, *read_noise(relaxing)]:
+        joined = join_terms(error)
+        if error["type"] == "roerror":
+            assert joined is error
+            continue
+        ((superoperator,),) = joined["instructions"]
+        assert joined["probabilities"] == [1.0]
+        assert np.allclose(superoperator["params"][0], SuperOp(to_quantum_error(error)).data, atol=1e-12)
+    (large,) = read_noise(three)
+    assert join_terms(large) is large
+
+
+def test_drift_is_felt_in_noise_as_one_superoperator() -> None:
+    spec = DeviceSpec(kind="generic", num_qubits=3, coupling="line", drift=0.5, drift_time_ns=10**9)
+    executor = AerExecutor("drifting", spec, itertools.count(2**40).__next__)
+    model = executor._workshop.model
+    circuit = QuantumCircuit(2)
+    circuit.ry(0.3, 0)
+    circuit.cx(0, 1)
+    fitted = model.fit(circuit, 1, strict=False)
+    fitted.append(SaveExpectationValue(Pauli("ZZ"), "ZZ"), fitted.layout.final_index_layout())
+    prepared = prepare(model, fitted, (), noisy=True)
+    apart = dataclasses.replace(prepared, dense_shots=None)
+    found = []
+    for age_ns in (0, 2 * 10**9, 5 * 10**9, 0):
+        model.set_age(0, age_ns)
+        found.append(
+            [
+                execute(model, each, np.empty((1, 0)), shots=1024, seed=SEED, method="automatic", memory=False).data[0][
+                    "ZZ"
+                ]
+                for each in (prepared, apart)
+            ]
+        )
+    assert [ours for ours, _ in found] == pytest.approx([theirs for _, theirs in found], abs=1e-12)
+    assert len({round(ours, 9) for ours, _ in found}) == 3
+    assert found[0][0] == found[3][0]
 
 
 def test_delays_relax_on_a_noisy_device(noisy: AerExecutor) -> None:

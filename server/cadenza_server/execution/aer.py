@@ -16,13 +16,22 @@ from qiskit.circuit import Parameter, ParameterExpression
 from qiskit_aer.backends.aer_compiler import assemble_circuits, generate_aer_config
 from qiskit_aer.backends.backend_utils import LIBRARY_DIR
 from qiskit_aer.backends.controller_wrappers import AerConfig
+from qiskit_aer.library import SaveExpectationValue
 
+from cadenza_server.execution.distribution import is_clifford_gate
 from cadenza_server.execution.errors import ProgramError
 from cadenza_server.execution.models import DeviceModel
 from cadenza_server.execution.noise import read_noise
 
+DENSE_QUBITS_MAX: Final = 10
+"""A density matrix of 16 MiB. The larger it is, the less it matters how fast noise is read."""
+
 SEED_MAX: Final = 2**63 - 1
 """Aer's seeds are int64."""
+
+
+_PHASE: Final = (AerConfig.GLOBAL_PHASE_POS, -1)
+"""The place of a circuit's global phase."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,9 @@ class PreparedCircuit:
     slots: tuple[Slot, ...]
     noise: dict[str, Any]
     """Aer's form of the noise that the circuit can meet; empty: none."""
+    dense_shots: int | None = None
+    """With more shots than these the automatic method takes a density matrix for the circuit with its noise; None: it
+    takes another one, or it is not said."""
     configs: dict[tuple[str, bool], Any] = field(default_factory=dict)
     """By method and whether shots are remembered: what Aer is told of a run. Filling one in anew takes 0.09 ms."""
 
@@ -80,6 +92,7 @@ def prepare(model: DeviceModel, circuit: Any, parameters: Sequence[Any], *, nois
         parameters=tuple(parameters),
         slots=tuple(_slots(compiled, index_maps[0], parameters)),
         noise=_cut_to(errors, compiled) if errors else {},
+        dense_shots=_dense_shots(model, compiled) if errors else None,
     )
 
 
@@ -125,18 +138,26 @@ def execute(
     config.seed_simulator = seed
     if prepared.slots:
         config.parameterizations = [_bind(prepared.slots, prepared.parameters, values)]
-    results = _run(model, prepared, config)
+    else:
+        # Aer renumbers the qubits of a circuit that it executes, in place, and then finds the noise of others: it is
+        # given a value for what has it already, as it copies a circuit to put values into it
+        config.parameterizations = [[(_PHASE, [one.global_phase_angle])] for one in prepared.converted]
+    dense = prepared.dense_shots is not None and (
+        method == "density_matrix" or (method == "automatic" and shots > prepared.dense_shots)
+    )
+    results = _run(model, prepared, config, dense)
     if not prepared.slots and len(values) > 1:
         # no angle depends on the values: each set is still a run of its own
         for _ in range(len(values) - 1):
             seed = (seed + 1) & SEED_MAX
             config.seed_simulator = seed
-            results += _run(model, prepared, config)
+            results += _run(model, prepared, config, dense)
     return Execution([result["data"] for result in results], results[0]["metadata"].get("method", method))
 
 
-def _run(model: DeviceModel, prepared: PreparedCircuit, config: Any) -> list[dict[str, Any]]:
-    output = model.simulator._controller.execute(prepared.converted, model.noise_now(prepared.noise), config)
+def _run(model: DeviceModel, prepared: PreparedCircuit, config: Any, dense: bool) -> list[dict[str, Any]]:
+    noise = model.joined_noise_now(prepared.noise) if dense else model.noise_now(prepared.noise)
+    output = model.simulator._controller.execute(prepared.converted, noise, config)
     results: list[dict[str, Any]] = output.get("results", [])
     said = [result["status"] for result in results if not result.get("success", False)] if results else []
     if said or not output.get("success", False):
@@ -159,7 +180,7 @@ def _slots(circuit: Any, index_map: Sequence[int], parameters: Sequence[Any]) ->
         elif isinstance(value, ParameterExpression) and value.parameters:
             slots.append(Slot(place, None, value))
 
-    add((AerConfig.GLOBAL_PHASE_POS, -1), circuit.global_phase)
+    add(_PHASE, circuit.global_phase)
     for index, instruction in enumerate(circuit.data):
         # not only if `is_parameterized`: Qiskit's controlled gates say no where the gate that they control says yes
         for position, value in enumerate(getattr(instruction.operation, "params", ())):
@@ -194,6 +215,27 @@ def _read_added(added: Any, circuit: Any) -> list[dict[str, Any]]:
         instruction.operation.label: circuit.find_bit(instruction.qubits[0]).index for instruction in circuit.data
     }
     return [{**error, "relaxes": qubits[error["operations"][0]]} for error in read_noise(added)]
+
+
+def _dense_shots(model: DeviceModel, circuit: Any) -> int | None:
+    """See `PreparedCircuit.dense_shots`; the rule is that of Aer's `Controller::automatic_simulation_method`. What is
+    not certain is not said: the noise then comes in a form that every method reads."""
+    known = model.find_gates("density_matrix")
+    used: set[int] = set()
+    is_clifford, is_measured = True, False
+    for instruction in circuit.data:
+        operation = instruction.operation
+        used.update(circuit.find_bit(qubit).index for qubit in instruction.qubits)
+        if operation.name == "measure":
+            is_measured = True
+        elif is_measured and operation.name != "barrier":
+            return None
+        if isinstance(operation, SaveExpectationValue) or operation.name in ("measure", "barrier", "delay"):
+            continue
+        if operation.name not in known:
+            return None
+        is_clifford = is_clifford and is_clifford_gate(operation)
+    return None if is_clifford or len(used) > DENSE_QUBITS_MAX else 1 << len(used)
 
 
 def _cut_to(errors: list[dict[str, Any]], circuit: Any) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def find_final_measurements(circuit: Any) -> FinalMeasurements | None:
             continue
         if not isinstance(operation, Gate) or instruction.clbits:
             return None
-        is_clifford = is_clifford and operation.name in _CLIFFORD and _is_clifford(operation)
+        is_clifford = is_clifford and is_clifford_gate(operation)
     if not held:
         return None
     order = tuple(dict.fromkeys(held[clbit] for clbit in sorted(held)))
@@ -169,7 +169,10 @@ def draw_outcomes(
         yield cumulative.searchsorted(random.random(min(CHUNK_SHOTS, shots - begin)), side="right")
 
 
-def _is_clifford(gate: Any) -> bool:
+def is_clifford_gate(gate: Any) -> bool:
+    """Whether Aer's automatic method gives it to the stabilizer method."""
+    if gate.name not in _CLIFFORD:
+        return False
     if gate.name != "rz":
         return True
     (angle,) = gate.params

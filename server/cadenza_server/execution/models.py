@@ -5,6 +5,7 @@ heavy-hex coupling map (Falcon processors).
 """
 
 import warnings
+from functools import partial
 from typing import Any, Final
 
 from cadenza.v1.device_pb2 import Coupling, Device, DeviceProperties, GateProperties, QubitProperties
@@ -15,9 +16,10 @@ from qiskit.transpiler import CouplingMap, generate_preset_pass_manager
 from qiskit_aer import AerSimulator
 from qiskit_aer.noise import NoiseModel
 
+from cadenza_server.execution.cache import LatestUsed
 from cadenza_server.execution.description import describe_spec
 from cadenza_server.execution.errors import ProgramError
-from cadenza_server.execution.noise import DriftingNoise, read_noise
+from cadenza_server.execution.noise import DriftingNoise, join_terms, read_noise
 from cadenza_server.execution.spec import DeviceSpec
 
 # fmt: off
@@ -31,9 +33,12 @@ _AER_GATES: Final = frozenset({
     "mcp", "mcx", "p", "r", "rx", "rxx", "ry", "ryy", "rz", "rzx", "rzz", "s", "sdg", "swap", "sx", "sxdg", "t", "tdg",
     "u", "u1", "u2", "u3", "unitary", "x", "y", "z",
 })
-"""Gates that Aer's state vector method executes as they are; what another method does, Aer says (`_find_gates`)."""
+"""Gates that Aer's state vector method executes as they are; what another method does, Aer says (`find_gates`)."""
 # fmt: on
 _AER_INSTRUCTIONS: Final = frozenset({"measure", "reset", "barrier", "delay"})
+ERRORS_JOINED_MAX: Final = 1024
+"""How many errors are kept as one superoperator each, of 4 KiB at most."""
+
 _FREE: Final = frozenset({"barrier"})
 """Directives: they need no support of the device."""
 
@@ -50,6 +55,7 @@ class DeviceModel:
         """A noise model that has nothing but what delays do."""
         self.noise_errors: list[dict[str, Any]] = []
         """The errors of `noise_model` as Aer's simulator takes them."""
+        self._joined: LatestUsed[int, tuple[dict[str, Any], dict[str, Any]]] = LatestUsed(ERRORS_JOINED_MAX)
         self._pass_managers: dict[tuple[int, str], Any] = {}
         self._gates_of: dict[str, frozenset[str]] = {}
         if spec.kind == "generic":
@@ -78,6 +84,15 @@ class DeviceModel:
     def noise_now(self, noise: dict[str, Any]) -> dict[str, Any]:
         """`noise`, in Aer's form and as calibrated, as it has drifted by now."""
         return noise if self.drift is None else self.drift.apply(noise)
+
+    def joined_noise_now(self, noise: dict[str, Any]) -> dict[str, Any]:
+        """The same for the density matrix method, which reads it faster so."""
+        # each error is kept with what was made of it, so that its id stays its own
+        joined = [
+            self._joined.get_or_make(id(error), partial(_join, error))
+            for error in self.noise_now(noise).get("errors", ())
+        ]
+        return {"errors": [made for _, made in joined]} if joined else {}
 
     def gate_names(self) -> list[str]:
         """The gates of a device that has a basis, by Qiskit's names; empty: it has none."""
@@ -113,7 +128,7 @@ class DeviceModel:
         circuit.iswap(0, 1)
         self._pass_manager(self.spec.transpile_level, self.spec.method).run(circuit)
 
-    def _find_gates(self, method: str) -> frozenset[str]:
+    def find_gates(self, method: str) -> frozenset[str]:
         """The gates that Aer executes as they are by `method`. Asked once a method: Aer takes milliseconds to say."""
         if method not in self._gates_of:
             self._gates_of[method] = _AER_GATES & set(self._simulator_of(method).operation_names)
@@ -126,12 +141,12 @@ class DeviceModel:
 
     def _executes(self, circuit: Any, method: str) -> bool:
         """Whether Aer without a coupling map takes every instruction as it is."""
-        supported = self._find_gates(method) | _AER_INSTRUCTIONS
+        supported = self.find_gates(method) | _AER_INSTRUCTIONS
         return all(name in supported for name in circuit.count_ops())
 
     def _check_isa(self, circuit: Any, method: str) -> None:
         if self.backend is None:
-            unknown = sorted(set(circuit.count_ops()) - self._find_gates(method) - _AER_INSTRUCTIONS)
+            unknown = sorted(set(circuit.count_ops()) - self.find_gates(method) - _AER_INSTRUCTIONS)
             if unknown:
                 raise ProgramError(
                     f"strict_isa: the device does not execute {', '.join(unknown)}: transpile the circuit for it first"
@@ -184,7 +199,7 @@ class DeviceModel:
         spec = self.spec
         device = describe_spec(name, spec)
         if self.backend is None:
-            device.basis_gates.extend(sorted(self._find_gates(self.spec.method) | {"measure", "reset"}))
+            device.basis_gates.extend(sorted(self.find_gates(self.spec.method) | {"measure", "reset"}))
             return device
         device.basis_gates.extend(self.backend.operation_names)
         pairs = self.backend.coupling_map.get_edges() if self.backend.coupling_map else ()
@@ -221,6 +236,10 @@ class DeviceModel:
                         GateProperties(gate=gate, qubits=qubits, error=known.error, duration_s=known.duration)
                     )
         return properties
+
+
+def _join(error: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    return error, join_terms(error)
 
 
 def _simulator_options(spec: DeviceSpec) -> dict[str, Any]:
