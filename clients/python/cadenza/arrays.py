@@ -33,12 +33,14 @@ _DTYPES: Final[dict["Dtype.ValueType", np.dtype[Any]]] = {
     DTYPE_COMPLEX128: np.dtype("<c16"),
 }
 _CODES: Final = {dtype.name: code for code, dtype in _DTYPES.items()}
+_CODES_AT_ONCE: Final = {dtype: code for code, dtype in _DTYPES.items()}
+"""NumPy puts a name together anew each time that it is asked for."""
 
 
 def tensor_from_array(values: ArrayLike) -> Tensor:
     """The `Tensor` that holds `values`, of any shape. Raises `ValueError` for element types that no `Dtype` names."""
     array = np.asarray(values)
-    code = _CODES.get(array.dtype.name)
+    code = _CODES_AT_ONCE.get(array.dtype) or _CODES.get(array.dtype.name)
     if code is None:
         raise ValueError(f"arrays of {array.dtype} cannot be sent: convert to one of {', '.join(sorted(_CODES))}")
     if array.ndim > AXES_MAX:

@@ -191,13 +191,13 @@ def _slots(circuit: Any, index_map: Sequence[int], parameters: Sequence[Any]) ->
 def _bind(
     slots: Sequence[Slot], parameters: Sequence[Any], values: NDArray[np.float64]
 ) -> list[tuple[tuple[int, int], list[float]]]:
-    columns = {parameter: column for column, parameter in enumerate(parameters)}
+    columns = values.T.tolist()
     table = []
     for slot in slots:
         if slot.column is not None:
-            table.append((slot.place, values[:, slot.column].tolist()))
+            table.append((slot.place, columns[slot.column]))
             continue
-        needed = [(parameter, columns[parameter]) for parameter in slot.expression.parameters]
+        needed = [(parameter, parameters.index(parameter)) for parameter in slot.expression.parameters]
         try:
             bound = [
                 float(slot.expression.bind({parameter: row[column] for parameter, column in needed}))

@@ -37,11 +37,14 @@ class CircuitLoader:
         self._loaded: LatestUsed[tuple[str, bytes], Any] = LatestUsed(cached_max)
 
     def load(self, message: Circuit, known: Mapping[bytes, Circuit]) -> tuple[tuple[str, bytes], Any]:
-        """The circuit and a key that stands for its content. `known` holds the circuits that a digest may name.
+        """The circuit and a key that stands for its content. `known` holds the circuits that a digest may name,
+        each by its own.
 
         Raises `ProgramError`.
         """
+        digest = b""
         if message.WhichOneof("source") == "digest":
+            digest = message.digest
             named = known.get(message.digest)
             if named is None or named.WhichOneof("source") == "digest":
                 raise ProgramError(
@@ -51,7 +54,7 @@ class CircuitLoader:
         source = message.WhichOneof("source")
         if source is None:
             raise ProgramError("the PUB has no circuit: set qpy, openqasm3, openqasm2 or digest")
-        key = (source, circuit_digest(message))
+        key = (source, digest or circuit_digest(message))
         return key, self._loaded.get_or_make(key, lambda: self._parse(message, source))
 
     def _parse(self, message: Circuit, source: str) -> Any:

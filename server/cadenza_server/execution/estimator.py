@@ -72,15 +72,7 @@ def run_estimator_pub(bench: Bench, index: int, pub: EstimatorPub, default_preci
     )
     watch.transpile_ns += watch.lap()
     sets_shape, values = read_values(pub, prepared.parameters)
-    sets = np.arange(len(values)).reshape(sets_shape)
-    rows = np.arange(len(prepared.constants)).reshape(prepared.shape)
-    try:
-        sets, rows = np.broadcast_arrays(sets, rows)
-    except ValueError:
-        raise ProgramError(
-            f"parameter values of shape {sets_shape} and observables of shape {prepared.shape} do not broadcast: "
-            "align the shapes at the last axis, an axis of length 1 stretches"
-        ) from None
+    sets, rows = _broadcast(sets_shape, prepared.shape)
     watch.parse_ns += watch.lap()
     method = bench.method
     seed = bench.seed_of(index)
@@ -108,6 +100,24 @@ def run_estimator_pub(bench: Bench, index: int, pub: EstimatorPub, default_preci
     result.fields.append(DataField(name="stds", tensor=tensor_from_array(np.full(evs.shape, precision))))
     result.metadata["target_precision"] = precision
     return result, method
+
+
+def _broadcast(
+    sets_shape: tuple[int, ...], observables_shape: tuple[int, ...]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """For each entry of the result its set of values and its observable. Raises `ProgramError`."""
+    rows = np.arange(math.prod(observables_shape)).reshape(observables_shape)
+    if not sets_shape:  # what an iterative program sends; NumPy takes 20 us for the general case
+        return np.zeros_like(rows), rows
+    sets = np.arange(math.prod(sets_shape)).reshape(sets_shape)
+    try:
+        sets, rows = np.broadcast_arrays(sets, rows)
+    except ValueError:
+        raise ProgramError(
+            f"parameter values of shape {sets_shape} and observables of shape {observables_shape} do not broadcast: "
+            "align the shapes at the last axis, an axis of length 1 stretches"
+        ) from None
+    return sets, rows
 
 
 def _prepare(bench: Bench, circuit: Any, observables: ObservablesArray) -> _Prepared:

@@ -31,7 +31,7 @@ import qiskit
 import qiskit_aer
 from cadenza import CadenzaService, EstimatorV2, Session
 from cadenza.arrays import tensor_from_array
-from cadenza.v1 import job_pb2, job_service_pb2, job_service_pb2_grpc
+from cadenza.v1 import event_pb2, job_pb2, job_service_pb2, job_service_pb2_grpc
 from cadenza.v1.circuit_pb2 import Circuit
 from cadenza.v1.program_pb2 import Program
 from cadenza_server.execution import aer
@@ -114,10 +114,10 @@ class Counted:
     def __init__(self, service: CadenzaService) -> None:
         self.bytes = 0
         self.calls = 0
-        self._submit = service.client.submit_job_spec
-        service.client.submit_job_spec = self  # type: ignore[method-assign]
+        self._submit = service.client.submit_job_spec_for_end
+        service.client.submit_job_spec_for_end = self  # type: ignore[method-assign]
 
-    def __call__(self, spec: job_pb2.JobSpec) -> job_pb2.Job:
+    def __call__(self, spec: job_pb2.JobSpec) -> job_pb2.Job | event_pb2.JobEnded:
         self.bytes += spec.ByteSize()
         self.calls += 1
         return self._submit(spec)
