@@ -477,6 +477,20 @@ def test_a_reservation_may_end_at_a_time(run: Run) -> None:
     good(run("unreserve", "reservation-cli", user="rani"))
 
 
+def test_who_reserves_for_a_name_that_nobody_has_is_told(run: Run, bell: str) -> None:
+    def reserve(holder: str) -> str:
+        window = ["--start", "2033-05-01T09:00Z", "--for", "1h", "--id", f"reservation-{holder.replace('/', '-')}"]
+        said = good(run("reserve", "line", "--holder", holder, *window, user="rani"))
+        good(run("unreserve", f"reservation-{holder.replace('/', '-')}", user="rani"))
+        return said
+
+    good(run("submit", bell, "--device", "spare", "--no-check", user="held/known"))
+    told = "has submitted anything yet: `cadenza shares` lists who has"
+    assert f"Nobody of the name held/unknown {told}" in reserve("held/unknown")
+    assert told not in reserve("held/known")
+    assert told not in reserve("held")
+
+
 def test_shares_are_set_and_shown_as_a_tree(run: Run, bell: str) -> None:
     good(run("submit", bell, "--device", "spare", "--no-check", user="weigh/ann"))
     refused(run("shares", "--set", "weigh/ann=2"), "NOT_OPERATOR")

@@ -75,6 +75,19 @@ def reserve(
         return
     first, last = (output.format_time(moment, now) for moment in (made.start_time, made.end_time))
     typer.echo(f"{made.reservation_id}: {made.device} is reserved for {made.holder} from {first} to {last}.")
+    if not _is_known(client, made.holder):
+        typer.echo(f"Nobody of the name {made.holder} has submitted anything yet: `cadenza shares` lists who has.")
+
+
+def _is_known(client: "Client", path: str) -> bool:
+    """Whether a path is in the share tree: it has shares, or somebody below it has submitted something."""
+    from cadenza import NotFoundError
+
+    try:
+        client.get_shares(path)
+    except NotFoundError:
+        return False
+    return True
 
 
 @calls_server

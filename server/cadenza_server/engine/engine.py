@@ -837,7 +837,7 @@ def _taken(kind: str, name: str, field: str) -> Refusal:
 
 
 def _unknown_path(path: str) -> Refusal:
-    message = f"there is no {path!r} in the share tree: list it to see the paths that exist"
+    message = f"there is no {path!r} in the share tree: list it to see the paths that exist (`cadenza shares`)"
     return Refusal(Code.NOT_FOUND, "UNKNOWN_PATH", message, metadata={"path": path})
 
 
