@@ -297,9 +297,15 @@ def test_timeline_tells_people_what_happened(tmp_path: Path) -> None:
     out = io.StringIO()
     assert run_files([file], False, out, io.StringIO()) == 0
     text = out.getvalue()
-    wanted = ("good", "q1 runs a1 until 3: cancelled", "session s1 is open", "job a1 is cancelled: cancelled_by_user")
-    for part in (*wanted, "lab/alice"):
+    for part in ("good", "session s1 is open", "job a1 is cancelled: cancelled_by_user", "lab/alice is charged 1.5 s"):
         assert part in text
+    when = [line.strip() for line in text.splitlines() if " q1 " in line]
+    assert when == [
+        "1.5  q1 runs a1 of lab/alice until 3: cancelled",
+        "3  q1 runs calibration c1 until 5: succeeded",
+        "100  q1 is reserved for lab",
+        "200  q1 is reserved no longer for lab",
+    ]
 
 
 @pytest.mark.parametrize(

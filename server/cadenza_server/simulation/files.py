@@ -151,7 +151,11 @@ def print_timeline(scenario: Scenario, outcome: SimulationOutcome, out: TextIO) 
     lines: list[tuple[int, int, str]] = []
     for run in outcome.runs:
         end = "still running" if run.end is None else f"until {to_seconds(run.end):g}: {run.outcome.lower()}"
-        lines.append((run.start, 1, f"{run.device} runs {run.job} {end}"))
+        what = f"calibration {run.job}" if run.user is None else f"{run.job} of {run.user}"
+        lines.append((run.start, 1, f"{run.device} runs {what} {end}"))
+    for window in outcome.windows:
+        what = "is reserved for" if window.opened else "is reserved no longer for"
+        lines.append((window.at, 0, f"{window.device} {what} {window.holder}"))
     for name, steps in outcome.sessions.items():
         for step in steps:
             reason = "" if step.reason is None else f" ({step.reason.lower()})"

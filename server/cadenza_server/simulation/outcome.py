@@ -16,9 +16,11 @@ def to_seconds(time: int) -> float:
 
 @dataclass(slots=True)
 class Ran:
-    """A run, in nanoseconds. `outcome`: the job's final state, WORKER_LOST, or RUNNING with no end."""
+    """A run, in nanoseconds. `user`: None for a calibration. `outcome`: the job's final state, WORKER_LOST, or RUNNING
+    with no end."""
 
     job: str
+    user: str | None
     device: str
     start: int
     epoch: int
@@ -36,6 +38,16 @@ class SessionStep:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowStep:
+    """A reservation's window opened or closed, at an instant in nanoseconds."""
+
+    at: int
+    device: str
+    holder: str
+    opened: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """A command was refused, at an instant in nanoseconds. `event`: the name that it gives; `message`: why."""
 
@@ -47,13 +59,14 @@ class Rejected:
 
 @dataclass(slots=True)
 class SimulationOutcome:
-    """All that came of a scenario. `charged`: nanoseconds settled on each user."""
+    """All that came of a scenario. `charged`: nanoseconds settled on each user. `windows` are for people only."""
 
     runs: list[Ran] = field(default_factory=list)
     jobs: dict[str, tuple[JobState, JobReason | None]] = field(default_factory=dict)
     sessions: dict[str, list[SessionStep]] = field(default_factory=dict)
     charged: dict[str, int] = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
+    windows: list[WindowStep] = field(default_factory=list)
 
     def as_output(self) -> dict[str, Any]:
         """Return the output as JSON's values."""

@@ -8,15 +8,18 @@ from cadenza_server.model.events import (
     JobEnded,
     JobQueued,
     JobRequeued,
+    ReservationCreated,
+    ReservationEnded,
+    ReservationStarted,
     RunFinished,
     RunStarted,
     SessionChanged,
     SessionCreated,
     SessionJobsEnded,
 )
-from cadenza_server.model.words import JobState, RunOutcome, SessionState
+from cadenza_server.model.words import JobClass, JobState, RunOutcome, SessionState
 from cadenza_server.simulation.listening import Handlers
-from cadenza_server.simulation.outcome import Ran, SessionStep, SimulationOutcome
+from cadenza_server.simulation.outcome import Ran, SessionStep, SimulationOutcome, WindowStep
 
 RUN_OUTCOMES: Final = {
     RunOutcome.SUCCEEDED: "SUCCEEDED",
@@ -34,6 +37,7 @@ class Record:
         self.outcome: Final = SimulationOutcome()
         self._runs: Final[dict[str, Ran]] = {}
         self._queued: Final[defaultdict[str, dict[str, None]]] = defaultdict(dict)
+        self._holders: Final[dict[str, str]] = {}
 
     def handlers(self) -> Handlers:
         """What it does with events."""
@@ -47,6 +51,9 @@ class Record:
             HoldEnded: self._hold_ended,
             SessionCreated: self._session_created,
             SessionChanged: self._session_changed,
+            ReservationCreated: self._reservation_created,
+            ReservationStarted: self._reservation_started,
+            ReservationEnded: self._reservation_ended,
         }
 
     def _job_queued(self, event: JobQueued | JobRequeued, _: int) -> None:
@@ -58,7 +65,8 @@ class Record:
         self.outcome.jobs[event.job] = (JobState.RUNNING, None)
         if event.session is not None:
             del self._queued[event.session][event.job]
-        run = self._runs[event.device] = Ran(event.job, event.device, now, event.epoch)
+        user = None if event.job_class is JobClass.CALIBRATION else event.user
+        run = self._runs[event.device] = Ran(event.job, user, event.device, now, event.epoch)
         self.outcome.runs.append(run)
 
     def _run_finished(self, event: RunFinished, now: int) -> None:
@@ -87,6 +95,18 @@ class Record:
         steps = self.outcome.sessions[event.session]
         if event.state is not steps[-1].state:
             steps.append(SessionStep(now, event.state, event.reason))
+
+    def _reservation_created(self, event: ReservationCreated, _: int) -> None:
+        self._holders[event.reservation] = event.holder
+
+    def _reservation_started(self, event: ReservationStarted, now: int) -> None:
+        holder = self._holders[event.reservation]
+        self.outcome.windows.append(WindowStep(now, event.device, holder, opened=True))
+
+    def _reservation_ended(self, event: ReservationEnded, now: int) -> None:
+        # no scenario deletes a reservation, so its window had opened
+        holder = self._holders.pop(event.reservation)
+        self.outcome.windows.append(WindowStep(now, event.device, holder, opened=False))
 
     def _charge(self, user: str, length: int) -> None:
         self.outcome.charged[user] = self.outcome.charged.get(user, 0) + length
