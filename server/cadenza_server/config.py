@@ -95,6 +95,7 @@ class Limits:
     jobs_per_call_max: int = 1_000
     pubs_per_job_max: int = 1_000
     circuits_per_job_max: int = 1_000
+    terms_per_job_max: int = 100_000
     shots_per_pub_max: int = 10_000_000
     queued_jobs_max: int = 1_000_000
     queued_jobs_per_user_max: int = 200_000
@@ -365,6 +366,7 @@ _LIMITS: Final = (
     Key("jobs_per_call_max", _count, "jobs in one SubmitJobs"),
     Key("pubs_per_job_max", _count, "PUBs in one job"),
     Key("circuits_per_job_max", _count, "different circuits in one job"),
+    Key("terms_per_job_max", _count, "terms of the observables in one job"),
     Key("shots_per_pub_max", _count, "shots of one PUB, over all its sets of parameter values"),
     Key("queued_jobs_max", _count, "queued jobs of all users"),
     Key("queued_jobs_per_user_max", _count, "queued jobs of one user"),

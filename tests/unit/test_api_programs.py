@@ -360,6 +360,30 @@ def test_a_job_has_a_program_and_pubs() -> None:
     assert (refused.reason, refused.metadata["limit"]) == ("QUOTA_JOB_SIZE", "pubs_per_job_max")
 
 
+def test_the_terms_of_all_observables_of_a_job_are_counted() -> None:
+    def count(limit: int, observables: list[Observable], shape: list[int]) -> Refusal | None:
+        program = estimator()
+        program.estimator.pubs.add(
+            circuit=program.estimator.pubs[0].circuit,
+            observables=ObservablesArray(shape=shape, observables=observables),
+        )
+        try:
+            check(program, checker=ProgramChecker(Limits(terms_per_job_max=limit)))
+        except Refusal as refused:
+            return refused
+        return None
+
+    three = [observable(("ZZ", 1.0), ("XX", 0.5), ("YY", 0.5))]
+    assert count(4, three, []) is None
+    refused = count(3, three, [])
+    assert refused is not None
+    assert (refused.reason, refused.metadata["limit"]) == ("QUOTA_JOB_SIZE", "terms_per_job_max")
+    assert refused.field == "estimator.pubs[1].observables"
+    # what has no terms is not free either
+    assert count(6, [observable()] * 5, [5]) is None
+    assert count(5, [observable()] * 5, [5]) is not None
+
+
 def test_a_calibration_needs_no_pubs_and_has_the_devices_duration() -> None:
     program = Program()
     program.calibration.SetInParent()

@@ -59,6 +59,7 @@ _ELEMENT_BYTES: Final = {
 }
 _REAL: Final = frozenset({DTYPE_FLOAT64, DTYPE_FLOAT32, DTYPE_INT64, DTYPE_INT32})
 _PAULI: Final = re.compile(r"[IXYZ01+\-rl]+")
+_FACTORS: Final = frozenset("IXYZ01+-rl")
 _QPY_MAGIC: Final = b"QISKIT"
 _SAMPLER, _ESTIMATOR, _CALIBRATION = ProgramKind
 _NONE: Final[frozenset[bytes]] = frozenset()
@@ -200,11 +201,12 @@ class ProgramChecker:
             self._check_options(job.options, device)
         _check_precision(job, "default_precision")
         self._check_count(len(pubs))
-        total = 0
+        total = terms = 0
         for index, pub in enumerate(pubs):
             try:
                 qubits = self._check_circuit(pub, device, circuits)
                 values = _check_parameters(pub)
+                terms += self._count_terms(pub.observables, terms)
                 _check_observables(pub.observables, qubits)
                 count = math.prod(_broadcast(values, tuple(pub.observables.shape)))
                 if count > self._limits.shots_per_pub_max:
@@ -240,6 +242,21 @@ class ProgramChecker:
                 f"there are {count} PUBs, this server takes {self._limits.pubs_per_job_max}: split the job",
                 "pubs_per_job_max",
             )
+
+    def _count_terms(self, array: ObservablesArray, before: int) -> int:
+        """Terms of all observables, one without any counted as one; `before`: those of earlier PUBs."""
+        most = self._limits.terms_per_job_max - before
+        count = len(array.observables)
+        if count <= most:
+            count = sum(len(observable.terms) or 1 for observable in array.observables)
+        if count > most:
+            raise _too_large(
+                "observables",
+                f"the observables have more terms than this server takes in a job, {self._limits.terms_per_job_max}: "
+                "split the job",
+                "terms_per_job_max",
+            )
+        return count
 
     def _check_options(self, options: ExecutionOptions, device: DeviceFacts) -> None:
         if options.method and options.method not in device.methods:
@@ -437,7 +454,17 @@ def _check_observables(array: ObservablesArray, qubits: int | None) -> None:
             "observables", f"there are {len(array.observables)} observables, shape {list(shape)} has {expected}"
         )
     for index, observable in enumerate(array.observables):
-        for number, term in enumerate(observable.terms):
+        terms = observable.terms
+        paulis = [term.pauli for term in terms]
+        lengths = set(map(len, paulis))
+        if (
+            (lengths == {qubits} or (qubits is None and len(lengths) == 1 and 0 not in lengths))
+            and _FACTORS.issuperset("".join(paulis))
+            and math.isfinite(sum(abs(term.coefficient) for term in terms))
+        ):
+            (qubits,) = lengths
+            continue
+        for number, term in enumerate(terms):
             pauli = term.pauli
             if not _PAULI.fullmatch(pauli):
                 raise invalid(

@@ -26,6 +26,7 @@ class ServerServicer(server_service_pb2_grpc.ServerServiceServicer):
                 jobs_per_call_max=limits.jobs_per_call_max,
                 pubs_per_job_max=limits.pubs_per_job_max,
                 circuits_per_job_max=limits.circuits_per_job_max,
+                terms_per_job_max=limits.terms_per_job_max,
                 shots_per_pub_max=limits.shots_per_pub_max,
                 queued_jobs_max=limits.queued_jobs_max,
                 queued_jobs_per_user_max=limits.queued_jobs_per_user_max,

@@ -165,6 +165,7 @@ class ServerLimits(_message.Message):
     RESULT_AGE_MAX_FIELD_NUMBER: _builtins.int
     RESULT_BYTES_MAX_FIELD_NUMBER: _builtins.int
     RESULT_AGE_MIN_FIELD_NUMBER: _builtins.int
+    TERMS_PER_JOB_MAX_FIELD_NUMBER: _builtins.int
     message_bytes_max: _builtins.int
     """Bytes of one message, either way."""
     inline_result_bytes_max: _builtins.int
@@ -189,6 +190,8 @@ class ServerLimits(_message.Message):
     """Different circuits in one job."""
     result_bytes_max: _builtins.int
     """Bytes of all results that are kept; beyond them the oldest are deleted."""
+    terms_per_job_max: _builtins.int
+    """Terms of all observables of one job."""
     @_builtins.property
     def result_age_max(self) -> _duration_pb2.Duration:
         """How long results are kept after their job's end; absent: as long as there is room."""
@@ -214,10 +217,11 @@ class ServerLimits(_message.Message):
         result_age_max: _duration_pb2.Duration | None = ...,
         result_bytes_max: _builtins.int = ...,
         result_age_min: _duration_pb2.Duration | None = ...,
+        terms_per_job_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result_age_max", b"result_age_max", "result_age_min", b"result_age_min"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuits_per_job_max", b"circuits_per_job_max", "inline_result_bytes_max", b"inline_result_bytes_max", "jobs_per_call_max", b"jobs_per_call_max", "message_bytes_max", b"message_bytes_max", "pubs_per_job_max", b"pubs_per_job_max", "queued_jobs_max", b"queued_jobs_max", "queued_jobs_per_user_max", b"queued_jobs_per_user_max", "result_age_max", b"result_age_max", "result_age_min", b"result_age_min", "result_bytes_max", b"result_bytes_max", "sessions_per_user_max", b"sessions_per_user_max", "shots_per_pub_max", b"shots_per_pub_max", "watches_per_connection_max", b"watches_per_connection_max", "watches_per_user_max", b"watches_per_user_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuits_per_job_max", b"circuits_per_job_max", "inline_result_bytes_max", b"inline_result_bytes_max", "jobs_per_call_max", b"jobs_per_call_max", "message_bytes_max", b"message_bytes_max", "pubs_per_job_max", b"pubs_per_job_max", "queued_jobs_max", b"queued_jobs_max", "queued_jobs_per_user_max", b"queued_jobs_per_user_max", "result_age_max", b"result_age_max", "result_age_min", b"result_age_min", "result_bytes_max", b"result_bytes_max", "sessions_per_user_max", b"sessions_per_user_max", "shots_per_pub_max", b"shots_per_pub_max", "terms_per_job_max", b"terms_per_job_max", "watches_per_connection_max", b"watches_per_connection_max", "watches_per_user_max", b"watches_per_user_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
