@@ -7,7 +7,6 @@ was promised. Imports nothing heavy: the network goes before any thread exists, 
 import ctypes
 import os
 import sys
-from pathlib import Path
 from typing import Final
 
 if sys.platform != "win32":
@@ -15,6 +14,9 @@ if sys.platform != "win32":
 
 FILES_MAX: Final = 256
 """Open files of a worker. It needs some twenty."""
+
+STATM_BYTES_MAX: Final = 256
+"""Of the line in which Linux counts a process's memory: seven numbers."""
 
 PROCESSOR_SLACK_SECONDS: Final = 10
 """Processor time that a run may take beyond its limit: the server ends a run at its limit itself, and this is for a
@@ -55,10 +57,14 @@ def limit_memory(size: int) -> str:
 def count_data_bytes() -> int:
     """The memory that the process has of its own, used or not; 0: it cannot be told."""
     try:
-        # counted in pages, in the sixth field of the line: proc(5), statm
-        return int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+        descriptor = os.open("/proc/self/statm", os.O_RDONLY)  # not `Path`: it is asked after each run
     except OSError:
         return 0
+    try:
+        # counted in pages, in the sixth field of the line: proc(5), statm
+        return int(os.read(descriptor, STATM_BYTES_MAX).split()[5]) * os.sysconf("SC_PAGE_SIZE")
+    finally:
+        os.close(descriptor)
 
 
 def limit_processor(limit_ns: int, threads: int) -> None:

@@ -134,15 +134,15 @@ def read_values(pub: SamplerPub | EstimatorPub, parameters: Sequence[Any]) -> tu
     rows = np.asarray(values.reshape(-1, count) if count else np.empty((_size(values.shape[:-1]), 0)), np.float64)
     if not np.isfinite(rows).all():
         raise ProgramError("parameter_values holds NaN or infinity: send finite numbers")
-    if pub.parameter_names:
+    order = list(pub.parameter_names)
+    if order and order != [parameter.name for parameter in parameters]:
         names = {parameter.name: index for index, parameter in enumerate(parameters)}
-        if len(pub.parameter_names) != count or set(names) != set(pub.parameter_names):
+        if len(order) != count or set(names) != set(order):
             raise ProgramError(
-                f"parameter_names are {', '.join(pub.parameter_names)}; the circuit has {_describe(parameters)}: "
-                "name each once"
+                f"parameter_names are {', '.join(order)}; the circuit has {_describe(parameters)}: name each once"
             )
         columns = np.empty(count, np.intp)
-        for column, name in enumerate(pub.parameter_names):
+        for column, name in enumerate(order):
             columns[names[name]] = column
         rows = rows[:, columns]
     return values.shape[:-1], rows

@@ -16,6 +16,9 @@ FRAME_BYTES_MAX: Final = 4 * 1024**3
 PARTS_MAX: Final = 100_000
 """Likewise."""
 
+SPACE_BYTES: Final = 256 * 1024
+"""So much is read from a socket at a time; at most about what the kernel holds."""
+
 _HEAD: Final = Struct("<BI")
 _LENGTH: Final = Struct("<Q")
 
@@ -68,7 +71,7 @@ class FrameReader:
         self._buffer = bytearray()
         self._needed = _HEAD.size
 
-    def feed(self, data: bytes) -> list[Frame]:
+    def feed(self, data: bytes | memoryview) -> list[Frame]:
         """Take in what was read; return the frames that it completes. Raises `FrameError` for what is not frames."""
         self._buffer += data
         frames: list[Frame] = []
@@ -111,14 +114,16 @@ class FrameSocket:
         self._socket = sock
         self._reader = FrameReader()
         self._ready: list[Frame] = []
+        # kept: memory that is fresh each time costs more than what is mostly read into it
+        self._space = memoryview(bytearray(SPACE_BYTES))
 
     def receive(self) -> Frame | None:
         """The next frame; None once the other side has closed. Blocks."""
         while not self._ready:
-            data = self._socket.recv(1024 * 1024)
-            if not data:
+            count = self._socket.recv_into(self._space)
+            if not count:
                 return None
-            self._ready = self._reader.feed(data)
+            self._ready = self._reader.feed(self._space[:count])
         return self._ready.pop(0)
 
     def send(self, kind: Kind, *parts: bytes) -> None:
