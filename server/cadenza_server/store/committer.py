@@ -78,7 +78,7 @@ class Committer(asyncio.Protocol):
             answer.set_exception(StoreError(f"a batch holds what the store has no type for ({error}): this is a bug"))
             return answer
         self._answers.append(answer)
-        self._transport.write(frame)
+        self._transport.write(memoryview(frame))  # what the kernel does not take at once is copied once, not twice
         return answer
 
     async def close(self) -> None:
