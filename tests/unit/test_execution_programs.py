@@ -556,6 +556,16 @@ QASM3 = 'OPENQASM 3.0;\ninclude "stdgates.inc";\n'
         (sampler_pub(bell()), "measures nothing"),
         (sampler_pub(QuantumCircuit(1, 1)), "measures nothing"),
         (sampler_pub(measured(28)), "has 28 qubits, the device 27"),
+        (
+            sampler_pub(Circuit(openqasm3=QASM3 + "qubit[2] q;\nbit[1e30] c;")),
+            "declares 1e\\+30 qubits and bits",
+        ),
+        (sampler_pub(Circuit(openqasm3=QASM3 + "qubit [0x80000] q;")), "declares 524288 qubits and bits"),
+        (sampler_pub(Circuit(openqasm2="OPENQASM 2.0;\nqreg q[60000];\ncreg c[90000];")), "declares 150000 qubits"),
+        (
+            sampler_pub(Circuit(openqasm3=QASM3 + "qubit[2] q;\nfor int i in [0:1] { h q[i]; }")),
+            r"a register's index is not a literal \(of a loop, say\): write the loop out",
+        ),
         (sampler_pub(turned()), r"1 parameter \(angle\) and the PUB no values"),
         (sampler_pub(turned(), [[1.0, 2.0]]), "the last axis must be 1 long"),
         (sampler_pub(turned(), 1.0), "the last axis must be 1 long"),

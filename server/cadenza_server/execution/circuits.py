@@ -22,6 +22,17 @@ from cadenza_server.execution.errors import ProgramError
 from cadenza_server.model.qpy import read_qpy_header
 
 _LIBRARY: Final = "qiskit.circuit.library"
+_DECLARATION: Final = re.compile(r"\b(?:(?:qu)?bit|[qc]reg\s+\w+)\s*\[\s*([\w.+]+)\s*\]")
+"""Registers in either version of OpenQASM; the parsers know only literal sizes."""
+
+BITS_MAX: Final = 100_000
+"""Qubits and bits that a text may declare: parsers make an object of each, 20 s and gigabytes for ten millions."""
+
+_PLAINER: Final = {
+    "index must be int, slice or list": "a register's index is not a literal (of a loop, say): write the loop out",
+}
+"""What parsers say, and what it means."""
+
 _INCLUDE: Final = re.compile(r"\binclude\b")
 _INCLUDE_STDGATES: Final = re.compile(r'\binclude\s+"stdgates\.inc"\s*;')
 
@@ -62,10 +73,10 @@ class CircuitLoader:
             warnings.simplefilter("ignore")
             if source == "qpy":
                 circuit = _parse_qpy(message.qpy)
-            elif source == "openqasm3":
-                circuit = _parse_openqasm3(message.openqasm3)
             else:
-                circuit = _parse_openqasm2(message.openqasm2)
+                text = getattr(message, source)
+                _check_declarations(text)
+                circuit = _parse_openqasm3(text) if source == "openqasm3" else _parse_openqasm2(text)
         if circuit.num_qubits > self._num_qubits_max:
             raise ProgramError(
                 f"the circuit has {circuit.num_qubits} qubits, the device {self._num_qubits_max}: "
@@ -154,6 +165,15 @@ def _parse_qpy(data: bytes) -> Any:
     return circuit
 
 
+def _check_declarations(text: str) -> None:
+    declared = 0.0
+    for size in _DECLARATION.findall(text):
+        with contextlib.suppress(ValueError, OverflowError):  # the parser will say so
+            declared += int(size, 0) if size[:2] in ("0x", "0b", "0o") else float(size)
+    if declared > BITS_MAX:
+        raise ProgramError(f"it declares {declared:.15g} qubits and bits: at most {BITS_MAX} can be")
+
+
 def _parse_openqasm3(text: str) -> Any:
     """By Qiskit's native parser where it can, else by qiskit-qasm3-import, which knows `input` and says lines."""
     includes = len(_INCLUDE.findall(text))
@@ -174,6 +194,7 @@ def _parse_openqasm3(text: str) -> Any:
         said = complaints.getvalue().strip().splitlines()
         if str(error):
             reason = _with_line(_first_line(error))
+            reason = _PLAINER.get(reason, reason)
         elif said:
             reason = _with_line(said[0])
         else:
