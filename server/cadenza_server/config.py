@@ -25,8 +25,16 @@ from cadenza_server.durations import format_duration, parse_duration
 from cadenza_server.execution.plugins import find_kinds
 from cadenza_server.execution.snapshots import find_snapshot
 from cadenza_server.execution.spec import ACCELERATORS, COUPLINGS, KINDS, METHODS, PRECISIONS, DeviceSpec
-from cadenza_server.model.paths import check_path
-from cadenza_server.model.settings import HALF_LIFE_DEFAULT, PROFILE_DEFAULT, PROFILES, SECOND, DeviceSettings
+from cadenza_server.model.paths import ancestors, check_path
+from cadenza_server.model.settings import (
+    HALF_LIFE_DEFAULT,
+    PROFILE_DEFAULT,
+    PROFILES,
+    SECOND,
+    SHARES_MAX,
+    SHARES_MIN,
+    DeviceSettings,
+)
 from cadenza_server.model.words import CalibrationRule, FirstJob, OnExpiry, Pending
 from cadenza_server.tokens import TokenEntry, check_hash
 
@@ -261,8 +269,8 @@ def _weight(value: object) -> float:
         weight = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     except OverflowError:  # TOML has integers of any length
         weight = math.inf
-    if not (math.isfinite(weight) and weight > 0):
-        raise ValueError(f"{repr(value)[:40]} is no weight: write a finite number greater than 0")
+    if not SHARES_MIN <= weight <= SHARES_MAX:
+        raise ValueError(f"{repr(value)[:40]} is no weight: write a number from {SHARES_MIN:g} to {SHARES_MAX:g}")
     return weight
 
 
@@ -593,6 +601,13 @@ def parse_config(text: str, folder: Path, source: str | None = None) -> Config:
     hashes = [token.hash for token in tokens if token]
     if len(set(hashes)) < len(hashes):
         read.problems.append("[[tokens]]: two entries have the same hash; make a token for each")
+    users = {token.path for token in tokens if token}
+    for path in sorted(users):
+        read.problems += [
+            f"[[tokens]]: {above!r} cannot be a user, as {path!r} is below it: give it a path of its own"
+            for above in ancestors(path)
+            if above in users
+        ]
     if tokens and "operators" in server:
         read.problems.append('[server] operators: it counts without tokens only; give tokens role = "operator"')
 

@@ -192,7 +192,7 @@ def test_shares_are_the_operators_and_are_set_all_or_none(connect: Any, kit: Any
         bob.shares("SetShares", request)
     assert (refused().code, refused().reason) == (DENIED, "NOT_OPERATOR")
     assert [node.shares for node in rani.shares("SetShares", request).nodes] == [2, 0.5]
-    for bad in (0.0, -1.0, float("nan"), float("inf")):
+    for bad in (0.0, -1.0, 5e-324, 1e300, float("nan"), float("inf")):
         with kit.refusal() as refused:
             wrong = share_service_pb2.SetSharesRequest(
                 settings=[

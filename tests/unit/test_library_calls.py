@@ -1009,6 +1009,12 @@ def test_the_least_busy_device_is_online_large_enough_and_has_the_fewest_jobs(
     assert [backend.name for backend in service.backends(simulator=True)] == ["off", "b", "a"]
 
 
+@pytest.mark.parametrize("target", ["host:99999", "host:0", "[::1]:70000"])
+def test_a_port_that_cannot_be_is_told_at_once(target: str) -> None:
+    with pytest.raises(InvalidRequestError, match="a port from 1 to 65535"):
+        Client(target, user="ann")
+
+
 # --- arguments that no message can hold -------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ TIMEOUT_DEFAULT: Final = 60.0
 _FORBIDDEN: Final = re.compile(r"[^A-Za-z0-9._@-]")
 _USER: Final = re.compile(r"[A-Za-z0-9._@-]{1,64}(/[A-Za-z0-9._@-]{1,64}){0,7}")
 _TOKEN: Final = re.compile(r"[!-~]+")
+_PORT: Final = re.compile(r":(\d+)$")
 _OPTIONS: Final[list[tuple[str, Any]]] = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -121,6 +122,8 @@ class Endpoint:
         `CADENZA_USER` (else the operating system's user name), `CADENZA_TOKEN`, `CADENZA_TLS...`.
         """
         target = target or os.environ.get("CADENZA_TARGET") or TARGET_DEFAULT
+        if (port := _PORT.search(target)) and not 0 < int(port[1]) < 2**16:
+            raise _refuse("target", f"{target!r} has no port that can be: HOST:PORT with a port from 1 to 65535")
         token = os.environ.get("CADENZA_TOKEN") if token is None else token
         if tls is None:
             tls = Tls.from_environment()

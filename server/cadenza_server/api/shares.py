@@ -1,6 +1,5 @@
 """`ShareService`: who may use how much, and who did. Everybody sees the tree; operators change shares."""
 
-import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,6 +14,7 @@ from cadenza_server.engine import UsageView
 from cadenza_server.model.commands import SetShares
 from cadenza_server.model.errors import Code, Refusal
 from cadenza_server.model.paths import ancestors
+from cadenza_server.model.settings import SHARES_MAX, SHARES_MIN
 
 SETTINGS_MAX: Final = 1_000
 """Paths in one `SetShares`: a call must not keep the others waiting."""
@@ -70,8 +70,10 @@ class ShareServicer(share_service_pb2_grpc.ShareServiceServicer):
         for index, setting in enumerate(request.settings):
             field = f"settings[{index}]"
             path = check_user(setting.path, f"{field}.path")
-            if not (math.isfinite(setting.shares) and setting.shares > 0):
-                raise invalid(f"{field}.shares", f"{setting.shares} is out of range: a finite number greater than 0")
+            if not SHARES_MIN <= setting.shares <= SHARES_MAX:
+                raise invalid(
+                    f"{field}.shares", f"{setting.shares:g} is out of range: {SHARES_MIN:g} to {SHARES_MAX:g}"
+                )
             if path in paths:
                 raise invalid(f"{field}.path", f"{path!r} is there twice: name each path once")
             paths.add(path)

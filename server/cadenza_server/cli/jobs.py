@@ -129,7 +129,7 @@ def job(
 @calls_server
 def cancel(
     client: "Client",
-    job_ids: Annotated[list[str], typer.Argument(metavar="JOB...", help="Jobs, queued or running.")],
+    job_ids: Annotated[list[str], typer.Argument(metavar="JOB", help="Jobs, queued or running.")],
     json: JsonOption = False,
 ) -> None:
     """Cancel jobs at once. A running one is stopped, and charged for what it used.

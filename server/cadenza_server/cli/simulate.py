@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def simulate(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Scenario files.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Scenario files.")],
     json: Annotated[
         bool, typer.Option("--json", help="One JSON object a file, one a line; {error} for what is no scenario.")
     ] = False,

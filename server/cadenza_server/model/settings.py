@@ -13,6 +13,10 @@ SECOND: Final = 1_000_000_000
 HALF_LIFE_DEFAULT: Final = 7 * 24 * 3600 * SECOND
 """Of usage (6)."""
 
+SHARES_MIN: Final = 1e-9
+SHARES_MAX: Final = 1e9
+"""Of a node. The law asks for no more than a number above 0; within these, usage over shares is a finite one, too."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSettings:

@@ -182,7 +182,7 @@ class ShareSetting(_message.Message):
     path: _builtins.str
     """The node's path."""
     shares: _builtins.float
-    """Its shares: a finite number greater than 0."""
+    """Its shares: a number from 1e-9 to 1e9."""
     def __init__(
         self,
         *,
