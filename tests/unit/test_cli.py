@@ -126,6 +126,19 @@ def _run_cadenza(*arguments: str, stdout: int, encoding: str = "utf-8") -> subpr
     )
 
 
+@pytest.mark.parametrize("arguments", [["config"], ["--help"], ["simulate", "FILE"], ["simulate", "--json", "FILE"]])
+def test_a_command_whose_output_nobody_reads_ends_quietly_as_other_tools_do(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text(_SCENARIO, encoding="utf-8")
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as pipe:
+        done = _run_cadenza(*(str(file) if each == "FILE" else each for each in arguments), stdout=pipe.fileno())
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 @pytest.mark.parametrize("options", [[], ["--json"], ["--compare"]])
 def test_output_that_cannot_be_written_ends_with_a_sentence(options: list[str], tmp_path: Path) -> None:

@@ -95,6 +95,8 @@ def _show_version(asked: bool) -> None:
 
 
 _CANNOT_WRITE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+_NOBODY_READS: Final = 128 + 13
+"""The exit code of a tool that SIGPIPE ended, as shells have it: `cadenza simulate FILE | head` is no failure."""
 
 
 def main() -> None:
@@ -107,6 +109,10 @@ def main() -> None:
             build_app()()
         finally:
             sys.stdout.flush()
+    except SystemExit as end:  # the libraries that print and parse make one of a pipe that nobody reads
+        if isinstance(end.__context__, BrokenPipeError):
+            raise SystemExit(_NOBODY_READS) from None
+        raise
     except OSError as error:
         if error.errno not in _CANNOT_WRITE or error.filename is not None:
             raise
