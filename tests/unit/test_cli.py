@@ -374,6 +374,12 @@ def test_what_is_no_point_of_time_is_refused(text: str, capsys: pytest.CaptureFi
     assert "--start" in refusal_of(capsys, lambda: parse_moment("--start", text, NOW))
 
 
+def test_a_point_of_time_before_now_is_told_that_it_lies_in_the_past(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal_of(capsys, lambda: parse_moment("--start", "-1h", NOW))
+    assert "--start: '-1h' lies in the past: write " in said
+    assert "`+2h` from now" in said
+
+
 def test_lengths_are_seconds() -> None:
     assert check_length("--for", None) is None
     assert check_length("--for", "1h 30m") == 5400.0

@@ -1004,9 +1004,14 @@ def test_the_least_busy_device_is_online_large_enough_and_has_the_fewest_jobs(
     assert service.least_busy(min_num_qubits=5).name == "b"
     assert service.least_busy(simulator=False).name == "qpu"
     assert service.least_busy(filters=lambda backend: backend.name != "a").name == "b"
-    with pytest.raises(QiskitBackendNotFoundError):
+    with pytest.raises(QiskitBackendNotFoundError) as caught:
         service.least_busy(min_num_qubits=10)
+    there = "There are: off (9 qubits, offline), qpu (9 qubits), b (9 qubits), a (3 qubits)"
+    assert f"No backend matches the criteria. {there} [UNKNOWN_DEVICE]" in str(caught.value)
     assert [backend.name for backend in service.backends(simulator=True)] == ["off", "b", "a"]
+    del devices[1]
+    with pytest.raises(QiskitBackendNotFoundError, match="all of them are simulators: leave out simulator=False"):
+        service.least_busy(simulator=False)
 
 
 @pytest.mark.parametrize("target", ["host:99999", "host:0", "[::1]:70000"])

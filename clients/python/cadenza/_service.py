@@ -1,7 +1,7 @@
 """The way in for Qiskit's users: the devices, jobs, sessions and reservations of one server."""
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -22,7 +22,7 @@ from cadenza._reservation import Reservation, read_reservation
 from cadenza._session import Session, make_session
 from cadenza._times import Instant, Length, make_timestamp, parse_length
 from cadenza._transport import Tls, default_user
-from cadenza.v1.device_pb2 import DEVICE_STATE_OFFLINE
+from cadenza.v1.device_pb2 import DEVICE_STATE_OFFLINE, Device
 from cadenza.v1.server_service_pb2 import GetServerInfoResponse, ServerInfo, ServerLimits
 
 
@@ -164,7 +164,9 @@ class CadenzaService:
             if backend._device.state != DEVICE_STATE_OFFLINE
         ]
         if not found:
-            raise BackendNotFoundError("No backend matches the criteria.", code="NOT_FOUND", reason="UNKNOWN_DEVICE")
+            raise BackendNotFoundError(
+                _explain_no_match(self.client.list_devices(), kwargs), code="NOT_FOUND", reason="UNKNOWN_DEVICE"
+            )
         return min(found, key=lambda backend: (pending_jobs(backend._device), backend.name))
 
     # --- jobs and sessions --------------------------------------------------------------------------------------------
@@ -301,6 +303,18 @@ class CadenzaService:
     @cached_property
     def _info(self) -> GetServerInfoResponse:
         return self.client.get_server_info()
+
+
+def _explain_no_match(devices: Sequence[Device], asked: Mapping[str, Any]) -> str:
+    """What devices there are, for whom none of them fits."""
+    there = ", ".join(
+        f"{device.name} ({device.num_qubits} qubits{', offline' if device.state == DEVICE_STATE_OFFLINE else ''})"
+        for device in devices
+    )
+    said = f"No backend matches the criteria. There are: {there or 'none'}"
+    if asked.get("simulator") is False and devices and all(device.simulator for device in devices):
+        return f"{said}; all of them are simulators: leave out simulator=False"
+    return said
 
 
 def _refuse_elsewhere(**given: object) -> None:

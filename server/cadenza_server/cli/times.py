@@ -19,7 +19,8 @@ def parse_moment(option: str, text: str, now: datetime) -> datetime:
             return now.astimezone().replace(hour=hour, minute=minute, second=sum(second), microsecond=0)
         return datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError):
-        fail(f"{option}: {text!r} is no point of time: write {FORM}", 2)
+        is_past = re.fullmatch(r"-\s*\d.*", text)
+        fail(f"{option}: {text!r} {'lies in the past' if is_past else 'is no point of time'}: write {FORM}", 2)
 
 
 def check_length(option: str, text: str | None) -> float | None:
