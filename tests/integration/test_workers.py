@@ -233,6 +233,28 @@ def test_a_stopped_run_is_not_reported_and_the_next_one_starts_at_once() -> None
     with_device(scenario)
 
 
+def test_the_next_spare_waits_until_the_one_that_took_over_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(stand: Stand) -> None:
+        await stand.until_spare_is_warm()
+        device = stand.device
+        monkeypatch.setattr(device_module, "TAKE_OVER_SECONDS", 3600.0)
+        stand.run(endless())
+        device.stop_run("job-1", 1)
+        stand.run(sampler(ghz(2)), attempt=2)
+        assert counts_of(await stand.report())
+        assert not device.has_spare
+        assert not device._starting
+        assert device._launched == 2
+        os.kill(stand.pid, signal.SIGKILL)  # nobody can take over: nothing is waited for
+        await stand.until(lambda: stand.readiness == [True, False, True])
+        await stand.until_spare_is_warm()
+        monkeypatch.setattr(device_module, "TAKE_OVER_SECONDS", 0.01)
+        os.kill(stand.pid, signal.SIGKILL)
+        await stand.until(lambda: device._launched == 5)
+
+    with_device(scenario)
+
+
 def test_stopping_the_last_warm_worker_calls_back_only_after_it_returned() -> None:
     async def scenario(stand: Stand) -> None:
         await stand.until_spare_is_warm()

@@ -44,6 +44,9 @@ BACK_OFF_SECONDS: Final = (0.0, 0.2, 1.0, 5.0, 15.0, 30.0)
 WORKER_MODULE: Final = "cadenza_server.execution.worker"
 """What a worker process runs."""
 
+TAKE_OVER_SECONDS: Final = 0.05
+"""A spare that has taken over is left alone for so long before the next one is started, which takes a processor."""
+
 DISCONNECTED_SECONDS_MAX: Final = 1.0
 """A worker whose socket has closed is dying, and how says why; one that has not died by then is killed."""
 
@@ -354,7 +357,10 @@ class Device:
             self._set_ready(self._active is not None)
         else:
             return
-        self._fill_up()
+        if self._active is None:
+            self._fill_up()
+        else:
+            self._get_loop().call_later(TAKE_OVER_SECONDS, self._fill_up)
 
     def _fill_up(self) -> None:
         """Start what is missing of a worker and its spare and is not on its way; one at a time while starts fail."""
