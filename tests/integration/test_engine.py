@@ -86,8 +86,10 @@ class HandDevice:
         self.assignments: list[Assignment] = []
         self.stopped: list[tuple[str, int]] = []
         self.running: Assignment | None = None
+        self.is_started = False
 
     async def start(self) -> None:
+        self.is_started = True
         self._ready(self.name, True)
 
     def run(self, assignment: Assignment) -> None:
@@ -101,6 +103,7 @@ class HandDevice:
 
     async def stop(self) -> None:
         self.running = None
+        self.is_started = False
 
     def end(
         self,
@@ -268,6 +271,28 @@ async def quiet(home: Home) -> None:
 
 
 # --- answers, commits, dispatch -------------------------------------------------------------------------------------
+async def test_devices_start_while_the_store_is_read_and_stop_if_it_cannot_be(tmp_path: Path) -> None:
+    home, store = Home(tmp_path), Store(tmp_path)
+    read, started = store.read, []
+
+    async def look(question: Any) -> Any:
+        started.append(home.device.is_started)
+        return await read(question)
+
+    store.read = look  # type: ignore[method-assign,assignment]
+    await home.open(store=store)
+    assert started[0]
+    await home.submit()
+    await home.submit()
+    await home.engine.stop(0)
+    with pytest.raises(StoreError, match="2 jobs wait for aer, which the configuration does not have"):
+        await home.open(name="other")
+    assert not home.device.is_started
+    await home.open()  # nothing was lost, and nobody holds the store
+    assert home.engine.count_unfinished() == 2
+    await home.engine.stop(0)
+
+
 async def test_an_answer_waits_for_the_commit_and_a_run_does_not(held: tuple[Home, HeldStore]) -> None:
     home, store = held
     await quiet(home)

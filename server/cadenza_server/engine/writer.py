@@ -212,13 +212,19 @@ class Writer:
 
     # --- life ---------------------------------------------------------------------------------------------------
     async def start(self) -> None:
-        """Take up what the (open) store holds, and start the devices. Raises `StoreError`."""
+        """Take up what the (open) store holds, and start the devices meanwhile. Raises `StoreError`."""
+        starting = asyncio.gather(*(device.start() for device in self.devices.values()), return_exceptions=True)
+        await asyncio.sleep(0)  # so that they have begun: much of what follows keeps the loop
         try:
             await self._take_up()
-        except Refusal as refusal:
+        except Exception as error:
             self._cancel_timers()
-            raise StoreError(f"the store in {self._store.data_dir} cannot be written: free the disk") from refusal
-        results = await asyncio.gather(*(device.start() for device in self.devices.values()), return_exceptions=True)
+            starting.cancel()
+            await asyncio.gather(*(device.stop() for device in self.devices.values()))
+            if not isinstance(error, Refusal):
+                raise
+            raise StoreError(f"the store in {self._store.data_dir} cannot be written: free the disk") from error
+        results = await starting
         failed = [result for result in results if isinstance(result, BaseException)]
         if failed:
             await self.stop(0)
