@@ -293,6 +293,26 @@ def test_a_circuit_without_parameters_and_an_observable_without_terms_give_singl
     assert estimate(aer, estimator_pub(circuit, {}))[0] == 0.0
 
 
+def test_a_state_that_the_memory_does_not_hold_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = DeviceSpec(kind="aer", memory_bytes_max=64 * 2**20)
+    executor = AerExecutor("small", spec, itertools.count(2**40).__next__)
+    circuit = QuantumCircuit(24)
+    for qubit in range(23):
+        circuit.rx(0.3, qubit)
+        circuit.cx(qubit, qubit + 1)
+    told = "the circuit uses 24 qubits, .* more memory than a program may take on this device, 0.0625 GiB: use fewer"
+    with pytest.raises(ProgramError, match=told):
+        estimate(executor, estimator_pub(circuit, [{"Z" * 24: 1.0}]))
+
+    class Full:
+        def execute(self, *_: object) -> dict[str, object]:
+            return {"status": "ERROR: Cannot allocate memory by posix_memalign"}
+
+    monkeypatch.setattr(executor._workshop.model.simulator, "_controller", Full())
+    with pytest.raises(ProgramError, match=told):
+        estimate(executor, estimator_pub(circuit, [{"Z" * 24: 1.0}]))
+
+
 def test_noise_cut_to_a_circuit_is_the_whole_noise(noisy: AerExecutor) -> None:
     model = noisy._workshop.model
     circuit = efficient_su2(3, reps=1)

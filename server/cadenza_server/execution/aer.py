@@ -29,6 +29,8 @@ DENSE_QUBITS_MAX: Final = 10
 SEED_MAX: Final = 2**63 - 1
 """Aer's seeds are int64."""
 
+_LACK_OF_MEMORY: Final = ("Insufficient memory", "Cannot allocate memory", "bad_alloc")
+"""What Aer says when a state is too large: by its own reckoning, or when the system gives no more."""
 
 _PHASE: Final = (AerConfig.GLOBAL_PHASE_POS, -1)
 """The place of a circuit's global phase."""
@@ -161,13 +163,25 @@ def _run(model: DeviceModel, prepared: PreparedCircuit, config: Any, dense: bool
     results: list[dict[str, Any]] = output.get("results", [])
     said = [result["status"] for result in results if not result.get("success", False)] if results else []
     if said or not output.get("success", False):
-        raise ProgramError(f"Aer cannot execute the circuit: {_reason(said[0] if said else output.get('status'))}")
+        reason = _reason(said[0] if said else output.get("status"))
+        if any(sign in reason for sign in _LACK_OF_MEMORY):
+            raise ProgramError(f"{_explain_lack_of_memory(model, prepared.circuit)} (Aer: {reason})")
+        raise ProgramError(f"Aer cannot execute the circuit: {reason}")
     return results
 
 
 def _reason(status: object) -> str:
     text = str(status).strip()
     return text.removeprefix("ERROR:").strip() or "it gives no reason"
+
+
+def _explain_lack_of_memory(model: DeviceModel, circuit: Any) -> str:
+    count = len({qubit for instruction in circuit.data for qubit in instruction.qubits})
+    return (
+        f"the circuit uses {count} qubits, and the simulation method that was chosen for it needs more memory than a "
+        f"program may take on this device, {model.spec.memory_bytes / 2**30:.3g} GiB: use fewer qubits, or another "
+        "method, such as matrix_product_state, which needs little where there is little entanglement"
+    )
 
 
 def _slots(circuit: Any, index_map: Sequence[int], parameters: Sequence[Any]) -> list[Slot]:
