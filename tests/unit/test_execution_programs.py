@@ -20,7 +20,7 @@ from cadenza_server.execution.spec import METHODS, DeviceSpec
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit, qasm2, qasm3, qpy
 from qiskit.circuit import ClassicalRegister, Gate, Parameter, ParameterVector, QuantumRegister
-from qiskit.circuit.library import efficient_su2, get_standard_gate_name_mapping
+from qiskit.circuit.library import CUGate, MCPhaseGate, UGate, efficient_su2, get_standard_gate_name_mapping
 from qiskit.exceptions import QiskitError
 from qiskit.primitives import BitArray, StatevectorEstimator, StatevectorSampler
 from qiskit.quantum_info import (
@@ -545,6 +545,43 @@ def test_a_digest_names_a_circuit_of_the_session_or_of_an_earlier_pub(aer: AerEx
     assert aer.execute(program, {digest: Circuit(qpy=data)}, epoch=0, attempt=1).result.pubs
     with pytest.raises(ProgramError, match="no circuit with digest"):
         aer.execute(program, {}, epoch=0, attempt=1)
+
+
+NAMES = [f"{letter}{number}" for number in range(2) for letter in "abcd"]
+ANGLED = {name: gate for name, gate in get_standard_gate_name_mapping().items() if gate.params and gate.num_qubits}
+GATES = {
+    **{
+        name: type(gate)(*map(Parameter, NAMES[: len(gate.params)])) for name, gate in ANGLED.items() if name != "delay"
+    },
+    "cu_o0": CUGate(*map(Parameter, NAMES[:4]), ctrl_state=0),
+    "mcphase": MCPhaseGate(Parameter("a0"), 3),
+    "own": UGate(*map(Parameter, NAMES[:3])).control(2, annotated=False),
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("level", [0, 2])
+def test_a_gate_is_sampled_and_estimated_with_its_values(aer: AerExecutor, name: str, level: int) -> None:
+    gate = GATES[name]
+    circuit = QuantumCircuit(gate.num_qubits)
+    for qubit in range(gate.num_qubits):
+        circuit.ry(0.4 + qubit, qubit)
+    circuit.append(gate, range(gate.num_qubits))
+    for qubit in range(gate.num_qubits):
+        circuit.rx(0.9 - qubit, qubit)
+    rows = np.array([[0.3, 0.8, -1.2, 0.5], [1.3, -0.8, 0.2, 2.5]])[:, : circuit.num_parameters]
+    measured = circuit.copy()
+    measured.measure_all()
+    shots = 20_000
+    bits = sample(aer, sampler_pub(measured, rows), shots=shots, transpile_level=level)[0]["meas"]
+    observable = "Z" * gate.num_qubits
+    evs, _ = estimate(aer, estimator_pub(circuit, {observable: 1.0}, rows), transpile_level=level)
+    for index, row in enumerate(rows):
+        exact = Statevector(circuit.assign_parameters(row))
+        counts = bits.get_counts(index)
+        difference = sum(abs(counts.get(key, 0) / shots - value) for key, value in exact.probabilities_dict().items())
+        assert difference < 0.05
+        assert abs(evs[index] - exact.expectation_value(Pauli(observable)).real) < 1e-9
 
 
 def bell() -> QuantumCircuit:

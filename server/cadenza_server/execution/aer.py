@@ -6,6 +6,7 @@ of the noise model that the circuit can meet. The steps and their order are thos
 (qiskit-aer 0.17 and 0.18).
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -81,7 +82,9 @@ def prepare(model: DeviceModel, circuit: Any, parameters: Sequence[Any], *, nois
     try:
         # _compile copies the noise model that it gets, to add to it what delays bring: it gets one without errors
         (compiled,), used = model.simulator._compile([circuit], noise_model=relaxation)
-        converted, index_maps = assemble_circuits([compiled])
+        # Converting writes zeros for the parameters of some gates (`cu`) into those very gates, and the circuit is
+        # prepared more than once.
+        converted, index_maps = assemble_circuits([copy.deepcopy(compiled)])
     except Exception as error:
         raise ProgramError(f"Aer cannot execute the circuit: {error}") from error
     converted[0].circ_id = 0
