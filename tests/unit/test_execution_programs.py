@@ -20,7 +20,7 @@ from cadenza_server.execution.spec import METHODS, DeviceSpec
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit, qasm2, qasm3, qpy
 from qiskit.circuit import ClassicalRegister, Gate, Parameter, ParameterVector, QuantumRegister
-from qiskit.circuit.library import CUGate, MCPhaseGate, UGate, efficient_su2, get_standard_gate_name_mapping
+from qiskit.circuit.library import CUGate, MCPhaseGate, efficient_su2, get_standard_gate_name_mapping
 from qiskit.exceptions import QiskitError
 from qiskit.primitives import BitArray, StatevectorEstimator, StatevectorSampler
 from qiskit.quantum_info import (
@@ -555,7 +555,6 @@ GATES = {
     },
     "cu_o0": CUGate(*map(Parameter, NAMES[:4]), ctrl_state=0),
     "mcphase": MCPhaseGate(Parameter("a0"), 3),
-    "own": UGate(*map(Parameter, NAMES[:3])).control(2, annotated=False),
 }
 
 
