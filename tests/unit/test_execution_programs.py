@@ -19,8 +19,28 @@ from cadenza_server.execution.noise import join_terms, read_noise, to_quantum_er
 from cadenza_server.execution.spec import METHODS, DeviceSpec
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit, qasm2, qasm3, qpy
-from qiskit.circuit import ClassicalRegister, Gate, Parameter, ParameterVector, QuantumRegister
-from qiskit.circuit.library import CUGate, MCPhaseGate, efficient_su2, get_standard_gate_name_mapping
+from qiskit.circuit import (
+    AnnotatedOperation,
+    ClassicalRegister,
+    ControlModifier,
+    Gate,
+    InverseModifier,
+    Parameter,
+    ParameterVector,
+    PowerModifier,
+    QuantumRegister,
+)
+from qiskit.circuit.library import (
+    CUGate,
+    DiagonalGate,
+    MCPhaseGate,
+    PauliGate,
+    RXGate,
+    StatePreparation,
+    UnitaryGate,
+    efficient_su2,
+    get_standard_gate_name_mapping,
+)
 from qiskit.exceptions import QiskitError
 from qiskit.primitives import BitArray, StatevectorEstimator, StatevectorSampler
 from qiskit.quantum_info import (
@@ -283,6 +303,40 @@ def test_every_standard_gate_takes_its_angles_from_the_values(aer: AerExecutor) 
             got, [state.expectation_value(pauli).real for pauli in paulis], atol=1e-9, err_msg=name
         )
     assert found >= 18
+
+
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+def test_controlled_gates_of_complex_numbers_matrices_and_texts_do_what_they_say(aer: AerExecutor, level: int) -> None:
+    circuit = QuantumCircuit(4)
+    for qubit in range(4):
+        circuit.ry(0.3 + qubit, qubit)
+        circuit.rx(0.5 + 0.9 * qubit, qubit)
+    circuit.append(DiagonalGate([1, 1j, -1, 1]).control(1), [0, 1, 2])
+    circuit.append(DiagonalGate([1j, 1, 1, -1j]).control(1), [0, 1, 2])
+    circuit.append(UnitaryGate(np.array([[0, 1j], [1, 0]])).control(1), [2, 3])
+    circuit.append(StatePreparation([0.6, 0.8j]).control(1), [3, 0])
+    circuit.append(PauliGate("XY").control(1, ctrl_state=0), [1, 2, 3])
+    labels = ["XYZI", "ZIXY", "IZZX", "YYIZ", "XXXX"]
+    (got, _) = estimate(aer, estimator_pub(circuit, [{label: 1.0} for label in labels]), transpile_level=level)
+    state = Statevector(circuit)
+    np.testing.assert_allclose(got, [state.expectation_value(SparsePauliOp(x)).real for x in labels], atol=1e-9)
+
+
+@pytest.mark.parametrize("inside", ["the circuit", "a branch"])
+def test_a_parameter_that_only_an_annotated_operation_has_takes_its_value(aer: AerExecutor, inside: str) -> None:
+    angle = Parameter("angle")
+    turned = AnnotatedOperation(AnnotatedOperation(RXGate(angle), [InverseModifier()]), [ControlModifier(1)])
+    circuit = QuantumCircuit(2, 2)
+    circuit.x(0)
+    if inside == "the circuit":
+        circuit.append(turned, [0, 1])
+    else:
+        with circuit.if_test((circuit.clbits[0], 0)):
+            circuit.append(turned, [0, 1])
+    circuit.measure([0, 1], [0, 1])
+    (registers,) = sample(aer, sampler_pub(circuit, [[0.0], [np.pi]]), shots=20)
+    assert registers["c"].get_counts(0) == {"01": 20}
+    assert registers["c"].get_counts(1) == {"11": 20}
 
 
 def test_a_circuit_without_parameters_and_an_observable_without_terms_give_single_numbers(aer: AerExecutor) -> None:
@@ -813,7 +867,7 @@ def test_an_angle_that_is_no_number_is_an_error_and_no_counts(aer: AerExecutor, 
 
 
 @pytest.mark.parametrize("name", ["h", "sx", "barrier", "delay", "reset", "measure", "save_state", "mine"])
-@pytest.mark.parametrize("inside", ["the circuit", "a branch", "a gate of its own"])
+@pytest.mark.parametrize("inside", ["the circuit", "a branch", "a gate of its own", "an annotated operation"])
 def test_a_gate_of_ones_own_does_what_it_says_whatever_its_name(aer: AerExecutor, name: str, inside: str) -> None:
     own = QuantumCircuit(1, name=name)
     own.x(0)
@@ -824,6 +878,8 @@ def test_a_gate_of_ones_own_does_what_it_says_whatever_its_name(aer: AerExecutor
         circuit.measure(0, 0)
         with circuit.if_test((circuit.clbits[0], 0)):
             circuit.append(own.to_gate(), [0])
+    elif inside == "an annotated operation":
+        circuit.append(AnnotatedOperation(own.to_gate(), [PowerModifier(3)]), [0])
     else:
         outer = QuantumCircuit(1, name="outer")
         outer.append(own.to_gate(), [0])

@@ -8,14 +8,14 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
 import qiskit_qasm3_import
 from cadenza.v1.circuit_pb2 import Circuit
 from qiskit import QuantumCircuit, qasm2, qasm3, qpy
-from qiskit.circuit import ControlFlowOp, Gate, Instruction, ParameterExpression
+from qiskit.circuit import AnnotatedOperation, ControlFlowOp, Gate, Instruction, ParameterExpression
 
 from cadenza_server.execution.cache import LatestUsed
 from cadenza_server.execution.errors import ProgramError
@@ -116,22 +116,48 @@ def _settle(circuit: Any) -> bool:
                 circuit.data[index] = instruction.replace(operation=operation.replace_blocks(blocks))
                 changed = True
             continue
-        # the definitions of the library's own gates hold nothing but their parameters
-        kind = getattr(operation, "base_class", type(operation))
-        definition = None if str(kind.__module__).startswith(_LIBRARY) else getattr(operation, "definition", None)
-        if definition is not None:
-            definition = definition.copy()
-            _settle(definition)
-            name = f"{operation.name} (own)"
-            own = (
-                Gate(name, operation.num_qubits, operation.params)
-                if isinstance(operation, Gate)
-                else Instruction(name, operation.num_qubits, operation.num_clbits, operation.params)
-            )
-            own.definition = definition
+        own = _name_apart(operation)
+        if own is not operation or isinstance(operation, AnnotatedOperation):
+            # set again even if unchanged: reading QPY leaves out the parameters inside an annotated operation
             circuit.data[index] = instruction.replace(operation=own)
             changed = True
     return changed
+
+
+def _name_apart(operation: Any) -> Any:
+    """The operation itself or, where a definition of its own is behind it, a plain one of another name with that."""
+    if isinstance(operation, AnnotatedOperation):
+        base = _name_apart(operation.base_op)
+        return operation if base is operation.base_op else AnnotatedOperation(base, operation.modifiers)
+    # the definitions of the library's own gates hold nothing but their parameters
+    kind = getattr(operation, "base_class", type(operation))
+    definition = None if str(kind.__module__).startswith(_LIBRARY) else getattr(operation, "definition", None)
+    if definition is None:
+        return operation
+    definition = definition.copy()
+    _settle(definition)
+    name = f"{operation.name} (own)"
+    own = (
+        Gate(name, operation.num_qubits, _real_parts(operation.params))
+        if isinstance(operation, Gate)
+        else Instruction(name, operation.num_qubits, operation.num_clbits, operation.params)
+    )
+    own.definition = definition
+    return own
+
+
+def _real_parts(parameters: Iterable[Any]) -> list[Any]:
+    """What a plain gate takes of the parameters of any: a complex number as two real ones, texts and matrices not.
+
+    Numbers only tell gates of one name apart, the definition says what they do; expressions still get their values.
+    """
+    parts: list[Any] = []
+    for value in parameters:
+        if isinstance(value, (complex, np.complexfloating)):
+            parts += (float(value.real), float(value.imag))
+        elif isinstance(value, (ParameterExpression, int, float, np.integer, np.floating)):
+            parts.append(value)
+    return parts
 
 
 def _check_finite(what: str, value: Any) -> None:
