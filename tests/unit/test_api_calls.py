@@ -1,5 +1,7 @@
 """Every call, unary or stream: who calls, is it small enough, does it parse, and what its errors become."""
 
+import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,7 +11,13 @@ import grpc
 import pytest
 from cadenza.v1 import errors_pb2, server_service_pb2, server_service_pb2_grpc, session_service_pb2
 from cadenza.v1.job_pb2 import Job
-from cadenza.v1.job_service_pb2 import StreamJobResultResponse, WatchJobRequest, WatchJobResponse
+from cadenza.v1.job_service_pb2 import (
+    StreamJobResultResponse,
+    SubmitJobStreamRequest,
+    SubmitJobStreamResponse,
+    WatchJobRequest,
+    WatchJobResponse,
+)
 from cadenza_server.api.callers import Callers, Gate, current_caller
 from cadenza_server.api.errors import ErrorMapper, RefusalWithState, describe
 from cadenza_server.api.jobs import encode_piece
@@ -22,6 +30,7 @@ from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 INFO = "/cadenza.v1.ServerService/GetServerInfo"
+TALK = "/cadenza.v1.JobService/SubmitJobStream"
 WATCH = "/cadenza.v1.JobService/WatchJob"
 LIMIT = 1000
 
@@ -44,6 +53,12 @@ class Who(server_service_pb2_grpc.ServerServiceServicer):
             caller=server_service_pb2.Caller(user=caller.path, operator=caller.operator)
         )
 
+    async def talk(self, requests: AsyncIterator[Any], _context: Any) -> AsyncIterator[SubmitJobStreamResponse]:
+        async for request in requests:
+            yield SubmitJobStreamResponse(request_id=request.request_id)
+            if self.error is not None:
+                raise self.error
+
     async def watch(self, _request: Any, _context: Any) -> AsyncIterator[WatchJobResponse]:
         answer = WatchJobResponse()
         answer.event.job_snapshot.job.user = current_caller().path
@@ -61,9 +76,11 @@ async def serving(tokens: list[TokenEntry] | None = None) -> AsyncIterator[tuple
     watch = grpc.unary_stream_rpc_method_handler(
         who.watch, WatchJobRequest.FromString, WatchJobResponse.SerializeToString
     )
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("cadenza.v1.JobService", {"WatchJob": watch}),)
+    talk = grpc.stream_stream_rpc_method_handler(
+        who.talk, SubmitJobStreamRequest.FromString, SubmitJobStreamResponse.SerializeToString
     )
+    methods: dict[str, Any] = {"WatchJob": watch, "SubmitJobStream": talk}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("cadenza.v1.JobService", methods),))
     health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -195,6 +212,41 @@ async def test_streams_have_the_same_callers_and_errors() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await anext(stream)
         assert reason(read_status(caught.value)) == "WATCH_TOO_SLOW"
+
+
+async def end(channel: Any, kind: str, data: bytes) -> grpc.StatusCode:
+    caller = (("cadenza-user", "ann"),)
+    try:
+        if kind == "unary":
+            await channel.unary_unary(INFO)(data, metadata=caller)
+        elif kind == "stream":
+            async for _ in channel.unary_stream(WATCH)(data, metadata=caller):
+                pass
+        else:
+            async for _ in channel.stream_stream(TALK)(iter([data]), metadata=caller):
+                pass
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("wrong", ["the request", "the answer"])
+@pytest.mark.parametrize("kind", ["unary", "stream", "conversation"])
+async def test_a_refused_call_leaves_nothing_for_the_garbage_collector(kind: str, wrong: str) -> None:
+    data = b"\xff" if wrong == "the request" else b""
+    async with serving() as (who, channel):
+        who.error = Refusal(Code.NOT_FOUND, "JOB_NOT_FOUND", "no") if wrong == "the answer" else None
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                assert await end(channel, kind, data) in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
+            who.error = None
+            async with asyncio.timeout(10):  # a call's end reaches the caller before the server is done with it
+                while any(type(found).__name__ == "_ServicerContext" for found in gc.get_objects()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
 
 
 async def test_health_needs_no_token() -> None:
