@@ -8,7 +8,7 @@ raise `ValueError` and change nothing.
 Law: semantics 3 (dispatch), 5.3 (order inside a session), 6 (fair share), 8 (windows).
 """
 
-from typing import Final, final
+from typing import Final, Self, final
 
 NEVER: Final[int]  # 2**63 - 1: no deadline, no window ahead
 ROOT: Final[int]  # 0: the root of the share tree
@@ -22,6 +22,9 @@ BATCH_MAY_NOT_START: Final[int]  # -4: jobs of the active batch fit, but none ma
 @final
 class Queue:
     def __init__(self, half_life_ns: int) -> None: ...
+    def copy(self) -> Self:
+        """A queue of its own that holds the same under the same handles. Takes the time and the memory that it takes to
+        copy `memory_bytes`."""
 
     # --- the share tree (6) -------------------------------------------------------------------------------------
     def add_node(self, parent: int, shares: float = 1.0) -> int:

@@ -189,6 +189,18 @@ cdef int pool_reserve(Pool *p, uint64_t count) except -1 nogil:
     return 0
 
 
+cdef int pool_copy(Pool *to, Pool *p) except -1 nogil:
+    """Fill an empty pool with the records of another; their indices stay."""
+    while to.held < p.held:
+        if not pool_grow(to):
+            with gil:
+                PyErr_NoMemory()
+    if p.held:
+        memcpy(to.base, p.base, <size_t>p.used * p.record_size)
+    to.used, to.free_first, to.spare = p.used, p.free_first, p.spare
+    return 0
+
+
 cdef inline uint32_t pool_take_raw(Pool *p) noexcept nogil:
     """A record that holds anything. Reserved before: it does not fail."""
     cdef uint32_t i = p.free_first
@@ -1992,6 +2004,28 @@ cdef class Queue:
 
     def __dealloc__(self):
         queue_free(&self.state)
+
+    def copy(self):
+        cdef Queue other = Queue.__new__(Queue, self.state.half_life)
+        cdef State *to = &other.state
+        cdef State *q = &self.state
+        queue_free(to)
+        to[0] = q[0]
+        pool_init(&to.jobs, q.jobs.record_size, 0)  # nothing of this queue's may be freed with the other
+        pool_init(&to.nodes, q.nodes.record_size, 0)
+        pool_init(&to.extras, q.extras.record_size, 0)
+        pool_init(&to.wide, q.wide.record_size, 0)
+        pool_init(&to.narrow, q.narrow.record_size, 0)
+        pool_init(&to.sessions, q.sessions.record_size, 0)
+        pool_init(&to.devices, q.devices.record_size, 0)
+        pool_copy(&to.jobs, &q.jobs)
+        pool_copy(&to.nodes, &q.nodes)
+        pool_copy(&to.extras, &q.extras)
+        pool_copy(&to.wide, &q.wide)
+        pool_copy(&to.narrow, &q.narrow)
+        pool_copy(&to.sessions, &q.sessions)
+        pool_copy(&to.devices, &q.devices)
+        return other
 
     cdef Node *_node(self, int64_t node) except NULL:
         if not 0 <= node < self.state.nodes.used:

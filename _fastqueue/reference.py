@@ -6,8 +6,9 @@ answer is found by looking at everything. The surface, its units and its errors 
 
 import math
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, Self, TypeVar
 
 NEVER: Final[int] = 2**63 - 1
 ROOT: Final[int] = 0
@@ -145,6 +146,10 @@ class Queue:
         self._devices: dict[int, _Device] = {}
         self._sessions: dict[int, _Session] = {}
         self._jobs: dict[int, _Job] = {}
+
+    def copy(self) -> Self:
+        """Return another one that holds the same."""
+        return deepcopy(self)
 
     # --- the share tree (6) ---
 

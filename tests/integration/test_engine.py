@@ -772,6 +772,22 @@ async def test_a_watch_shows_every_change_and_ends_with_the_result(home: Home) -
     assert isinstance(final.change, JobSnapshot)
 
 
+async def test_a_queued_job_tells_how_many_start_before_it(home: Home) -> None:
+    running = await home.submit(BOB)
+    jobs = [await home.submit(caller) for caller in (ALICE, ALICE, BOB, ALICE)]
+    positions = [(await home.engine.get_job(job)).queue_position for job in (running, *jobs)]
+    assert positions == [None, 0, 2, 1, 3]  # bob has used the device: alice comes first
+    await home.engine.execute(SetPriority(job=jobs[3], caller=ALICE, priority=5))
+    assert [(await home.engine.get_job(job)).queue_position for job in jobs] == [2, 3, 1, 0]
+    snapshot = await anext(home.engine.watch_job(jobs[1]))
+    assert isinstance(snapshot.change, JobSnapshot)
+    assert snapshot.change.job.queue_position == 3
+    home.clock.advance(SECOND)  # what the run was expected to take
+    home.device.end()
+    await settle(lambda: home.device.running is not None)
+    assert [(await home.engine.get_job(job)).queue_position for job in jobs] == [1, 2, 0, None]
+
+
 async def test_a_watch_resumes_anywhere_without_loss_or_repetition(home: Home) -> None:
     await home.submit(BOB)
     job = await home.submit()

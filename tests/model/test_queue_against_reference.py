@@ -426,6 +426,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.pair.both("set_shares", node, shares)
         self.pair.both("shares", node)
 
+    @rule()
+    def go_on_with_copies(self) -> None:
+        self.pair.reference, self.pair.compiled = self.pair.reference.copy(), self.pair.compiled.copy()
+
     @rule(exponents=st.integers(0, 400))
     def renormalise(self, exponents: int) -> None:
         self.pair.both("renormalise", exponents)

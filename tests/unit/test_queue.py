@@ -198,6 +198,34 @@ def test_memory_of_a_job_and_of_a_user_is_bounded() -> None:
     assert queue.memory_bytes() - before <= 64 * 100_000 + 96 * 10_000
 
 
+def drain(queue: Any) -> list[int]:
+    jobs = []
+    while (job := queue.pick(0, SECOND)) != NOTHING:
+        jobs.append(job)
+        queue.start(job, SECOND)
+        queue.finish(0, 2 * SECOND)
+    return jobs
+
+
+def test_a_copy_goes_its_own_way() -> None:
+    queue = Queue(1000 * SECOND)
+    device = queue.add_device()
+    users = [queue.add_node(ROOT, 1.0 + number % 7) for number in range(3_000)]
+    for seq in range(30_000):
+        queue.push(device, users[seq * 7919 % 3_000], seq, seq % 3, SECOND)
+    copy = queue.copy()
+    again = copy.copy()
+    assert copy.memory_bytes() == queue.memory_bytes()
+    order = drain(copy)
+    assert len(order) == len(queue) == 30_000
+    assert len(copy) == 0
+    copy.push(device, users[0], 30_000, 0, SECOND)
+    del copy
+    assert drain(queue) == order
+    del queue
+    assert drain(again) == order
+
+
 def test_memory_of_jobs_that_left_is_used_again() -> None:
     queue = Queue(SECOND)
     device, user = queue.add_device(), queue.add_node(ROOT)

@@ -121,7 +121,8 @@ class Job(BasePrimitiveJob[PrimitiveResult, JobStatus]):  # type: ignore[misc]
         return f"{_reason(job)}: {job.detail}" if _status(job) == "ERROR" else None
 
     def queue_position(self) -> int | None:
-        """How many queued jobs the device would start before this one; None if it is not queued or not known."""
+        """How many queued jobs the device would start before this one if from now on nothing came or went; None if it
+        is not queued, or 1,000 or more stand before it."""
         job = self._service.client.get_job(self.job_id())
         self._followed.update(job)
         return job.queue_position if job.HasField("queue_position") else None

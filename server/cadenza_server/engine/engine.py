@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 from cadenza_server.clock import Clock
 from cadenza_server.engine import event_json, history
+from cadenza_server.engine.forecasts import Forecasts
 from cadenza_server.engine.ids import Ids
 from cadenza_server.engine.notices import JobEnded, JobSnapshot, Notice, SessionSnapshot
 from cadenza_server.engine.observer import Observer
@@ -104,6 +105,7 @@ class Engine:
             observer=observer,
         )
         self._cleaner = Cleaner(retention, self._writer, store, clock) if retention is not None else None
+        self._forecasts = Forecasts(clock)
         self._requests: dict[tuple[str, str], tuple[bytes, asyncio.Task[object]]] = {}
 
     async def start(self) -> None:
@@ -529,14 +531,9 @@ class Engine:
         return replace(view, queue_position=self._queue_position(view))
 
     def _queue_position(self, view: JobView) -> int | None:
-        """0 if the job is all that waits for its device and nothing runs or holds it; else it would take a look at the
-        whole queue to tell."""
         if view.state is not JobState.QUEUED:
             return None
-        device = self._writer.scheduler.device_view(view.device)
-        if device is None:
-            return None
-        return 0 if device.queued_calibration + device.queued_session + device.queued_fair_share == 1 else None
+        return self._forecasts.position(self._writer.scheduler, view.device, view.seq)
 
     async def list_jobs(self, where: JobFilter, *, page_size: int = 100, page_token: str = "") -> Page[JobView]:
         """Jobs by `seq`, the newest first unless asked otherwise. INVALID_PAGE_TOKEN."""

@@ -34,6 +34,7 @@ from cadenza_server.scheduling.calibrations import Calibrations
 from cadenza_server.scheduling.company import ALONE, Company
 from cadenza_server.scheduling.deadlines import DeadlineKind
 from cadenza_server.scheduling.devices import Device
+from cadenza_server.scheduling.forecast import forecast_starts
 from cadenza_server.scheduling.jobs import Job, JobEvent
 from cadenza_server.scheduling.ledger import Ledger
 from cadenza_server.scheduling.memory import Restoration, device_record, session_record, take_out
@@ -240,6 +241,12 @@ class Scheduler:
         """Return a live job as people see it; None if there is no such job."""
         job = self._ledger.jobs.get(name)
         return None if job is None else view_job(job)
+
+    def forecast_starts(self, device: str, now: int, count_max: int) -> list[int]:
+        """Return the `seq` of up to `count_max` queued jobs in the order in which the device would start them if
+        nothing came or went from `now` on; see `forecast.py`."""
+        found = self._ledger.devices.get(device)
+        return [] if found is None else forecast_starts(self._ledger, found, now, count_max)
 
     def shares_view(self, now: int) -> tuple[NodeView, ...]:
         """Return every account and user with usage decayed to `now`, accounts before what is below them."""

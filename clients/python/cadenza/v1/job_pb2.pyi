@@ -345,9 +345,10 @@ class Job(_message.Message):
     here, though not towards `max_attempts`.
     """
     queue_position: _builtins.int
-    """How many queued jobs its device would start before this one if nothing changed from now on; 0 means next. Set by
-    `GetJob` and in the snapshot of `WatchJob` while the job is queued and the server can tell at little cost; absent
-    otherwise.
+    """How many queued jobs its device would start before this one if from now on nothing came or went, each run took its
+    estimate and no clock or reservation changed anything; 0 means next. Set by `GetJob` and in the snapshot of
+    `WatchJob` while the job is queued, up to 999; absent where more jobs stand before it, or where it would not start
+    by itself.
     """
     epoch: _builtins.int
     """The device's calibration epoch in which its latest run started; absent before the first run."""
