@@ -26,6 +26,7 @@ from cadenza._codec import (
     encode_observables,
     encode_sampler,
 )
+from cadenza._delays import put_delays_into_cycles
 from cadenza._times import make_timestamp, parse_length, read_time
 from cadenza.arrays import array_from_tensor, bit_array_to_message, tensor_from_array
 from cadenza.v1 import device_pb2, program_pb2, result_pb2
@@ -268,7 +269,56 @@ def test_a_sampler_program_is_made_without_qiskit() -> None:
 
 
 def writer(known: frozenset[bytes] = frozenset()) -> CircuitWriter:
-    return CircuitWriter(known, QPY_VERSION)
+    return CircuitWriter(known, QPY_VERSION, lambda: None)
+
+
+def send_delays(circuit: QuantumCircuit, dt_s: float | None) -> QuantumCircuit:
+    """The circuit as a server reads it."""
+    sent = CircuitWriter(frozenset(), QPY_VERSION, lambda: dt_s).write(circuit)
+    return qpy.load(io.BytesIO(sent.qpy))[0]
+
+
+@pytest.mark.parametrize(
+    ("length", "unit", "dt_s", "cycles"),
+    [
+        (200, "us", 2e-9, 100_000),
+        (2e-4, "s", 2e-9, 100_000),
+        (0.5, "ms", 2e-9, 250_000),
+        (101, "ns", 2e-9, 50),
+        (7, "dt", 2e-9, 7),
+        (0.5, "us", None, 500),
+    ],
+)
+def test_a_delay_in_seconds_is_sent_in_cycles_of_the_device(
+    length: float, unit: str, dt_s: float | None, cycles: int
+) -> None:
+    circuit = QuantumCircuit(2, 1)
+    circuit.delay(length, 0, unit)
+    circuit.measure(1, 0)
+    with circuit.if_test((circuit.clbits[0], 1)), circuit.for_loop(range(2)):
+        circuit.delay(length, 1, unit)
+    before = circuit.copy()
+    sent = send_delays(circuit, dt_s)
+    (loop,) = sent.data[2].operation.blocks[0].data
+    for delay in (sent.data[0].operation, loop.operation.blocks[0].data[0].operation):
+        assert (delay.duration, delay.unit) == (cycles, "dt")
+    assert circuit == before
+
+
+def test_delays_whose_unit_would_be_lost_are_refused() -> None:
+    late = QuantumCircuit(1)
+    late.delay(Parameter("t"), 0, "us")
+    with pytest.raises(InvalidRequestError, match="a delay in us cannot be a parameter"):
+        send_delays(late, 1e-9)
+    inner = QuantumCircuit(1, name="wait")
+    inner.delay(3, 0, "us")
+    outer = QuantumCircuit(1)
+    outer.append(inner.to_instruction(), [0])
+    with pytest.raises(InvalidRequestError, match="'wait' has a delay in seconds"):
+        send_delays(outer, 1e-9)
+    cycles = QuantumCircuit(1)
+    cycles.delay(Parameter("t"), 0, "dt")
+    assert put_delays_into_cycles(cycles, 1e-9) is cycles
 
 
 def test_a_circuit_goes_whole_once_and_by_digest_after_that() -> None:

@@ -335,6 +335,10 @@ class CadenzaBackend(BackendV2):  # type: ignore[misc]
     def _default_options(cls) -> Options:
         return Options()
 
+    def _cycle(self) -> float | None:
+        """`dt`, the seconds of one cycle of the device, without its whole target; None: it has none."""
+        return _optional(self._full().properties, "dt_s")
+
     def _full(self) -> device_pb2.Device:
         """The device with its properties, which lists leave out."""
         if not self._device.HasField("properties"):

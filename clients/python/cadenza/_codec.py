@@ -17,6 +17,7 @@ from qiskit.primitives.containers.observables_array import ObservablesArray
 from qiskit.primitives.containers.sampler_pub import SamplerPub
 from qiskit.quantum_info import SparsePauliOp
 
+from cadenza._delays import put_delays_into_cycles
 from cadenza._errors import InvalidRequestError
 from cadenza._times import read_seconds
 from cadenza.arrays import array_from_tensor, bit_array_from_message, tensor_from_array
@@ -74,22 +75,24 @@ class CountedBitArray(BitArray):  # type: ignore[misc]
 class CircuitWriter:
     """Writes the circuits of one job: in full those that the server does not know, by digest the others.
 
-    `known`: digests that the job's session holds. `version`: of QPY. A circuit is written as QPY each time (40 us for
-    a small one, less than a faithful comparison of two circuits), so a circuit that was changed gets a new digest.
+    `known`: digests that the job's session holds. `version`: of QPY. `cycle`: says how many seconds a cycle of the
+    device takes (None: it has none); asked if there are delays. A circuit is written as QPY each time (40 us for a
+    small one, less than a faithful comparison of two circuits), so a circuit that was changed gets a new digest.
     """
 
     known: frozenset[bytes]
     version: int
+    cycle: Callable[[], float | None]
     sent: set[bytes] = field(default_factory=set)
     """Digests of the circuits that were written in full."""
     named: bool = False
     """Whether one was named by a digest of `known`."""
 
     def write(self, circuit: QuantumCircuit) -> Circuit:
-        """The message for one circuit."""
-        file = io.BytesIO()
-        qpy.dump(circuit, file, version=self.version)
-        data = file.getvalue()
+        """The message for one circuit. Raises `InvalidRequestError` for delays that QPY would lose the unit of."""
+        data = self._dump(circuit)
+        if b"Delay" in data and (settled := put_delays_into_cycles(circuit, self.cycle())) is not circuit:
+            data = self._dump(settled)
         digest = hashlib.sha256(data).digest()
         if digest in self.sent:
             return Circuit(digest=digest)
@@ -98,6 +101,11 @@ class CircuitWriter:
             return Circuit(digest=digest)
         self.sent.add(digest)
         return Circuit(qpy=data)
+
+    def _dump(self, circuit: QuantumCircuit) -> bytes:
+        file = io.BytesIO()
+        qpy.dump(circuit, file, version=self.version)
+        return file.getvalue()
 
 
 @dataclass

@@ -94,7 +94,7 @@ class _Primitive:
             job = self._mode._submit(write, **arguments)
         else:
             service = self._backend.service
-            program = write(CircuitWriter(frozenset(), service.qpy_version))
+            program = write(CircuitWriter(frozenset(), service.qpy_version, self._backend._cycle))
             spec = job_spec(program, device=self._backend.name, **arguments)
             job = Job.unfollowed(service, service.client.submit_job_spec_for_end(spec))
         job.circuit_metadata = [dict(pub.circuit.metadata or {}) for pub in pubs]

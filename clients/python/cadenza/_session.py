@@ -218,7 +218,7 @@ class Session:
         with self._follower.submitting():
             while True:
                 known = self._known
-                writer = CircuitWriter(known, version)
+                writer = CircuitWriter(known, version, self._backend._cycle)
                 try:
                     spec = job_spec(
                         encode(writer),
