@@ -12,6 +12,7 @@ from cadenza_server.execution.description import describe_spec
 from cadenza_server.execution.executor import AerExecutor
 from cadenza_server.execution.models import DeviceModel
 from cadenza_server.execution.spec import DeviceSpec
+from qiskit import QuantumCircuit
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
 SECOND = 1_000_000_000
@@ -149,6 +150,14 @@ def test_a_snapshot_runs_circuits_with_its_noise() -> None:
     outcomes = list(pub.fields[0].bits.data)
     wrong = sum(outcome in (1, 2) for outcome in outcomes) / 4000
     assert 0.01 < wrong < 0.15  # its readout alone errs by 2 to 4 in a hundred
+
+
+def test_a_snapshot_takes_delays_of_any_length() -> None:
+    pytest.importorskip("qiskit_ibm_runtime")
+    model = DeviceModel(DeviceSpec(kind="snapshot", snapshot="FakeManilaV2", num_qubits=5))
+    circuit = QuantumCircuit(1)
+    circuit.delay(450, 0, "dt")  # no multiple of 16, in which that device counts
+    assert model.fit(circuit, 1, strict=False).count_ops() == {"delay": 1}
 
 
 def test_aer_is_told_what_the_device_was_told() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cadenza._backend import make_target
+from cadenza._codec import CircuitWriter
 from cadenza.arrays import array_from_tensor, bit_array_from_message, tensor_from_array
 from cadenza.v1.circuit_pb2 import Circuit
 from cadenza.v1.program_pb2 import EstimatorPub, Program, SamplerPub
@@ -52,6 +54,7 @@ from qiskit.quantum_info import (
     SuperOp,
     average_gate_fidelity,
 )
+from qiskit.transpiler import generate_preset_pass_manager
 from qiskit_aer.library import SaveExpectationValue
 from qiskit_aer.noise import NoiseModel, depolarizing_error, thermal_relaxation_error
 from qiskit_aer.primitives import EstimatorV2 as AerEstimator
@@ -775,6 +778,46 @@ def test_strict_isa_refuses_what_the_device_does_not_have(aer: AerExecutor, nois
     near.cx(0, 1)
     near.measure([0, 1], [0, 1])
     assert sample(noisy, sampler_pub(near), strict_isa=True)[0]["c"].get_counts()["11"] > 950
+
+
+def branching() -> QuantumCircuit:
+    """Its second bit is always 1, and its first is what ended the loop: 1."""
+    circuit = QuantumCircuit(2, 2)
+    with circuit.for_loop(range(40)):
+        circuit.h(0)
+        circuit.measure(0, 0)
+        with circuit.if_test((circuit.clbits[0], 1)):
+            circuit.break_loop()
+    with circuit.if_test((circuit.clbits[0], 1)):
+        circuit.x(1)
+    circuit.delay(111, 0, "ns")
+    circuit.measure(1, 1)
+    return circuit
+
+
+def test_control_flow_and_delays_are_published_as_what_a_circuit_can_be_transpiled_for(
+    aer: AerExecutor, noisy: AerExecutor
+) -> None:
+    flow = {"if_else", "for_loop", "while_loop", "switch_case", "break_loop", "continue_loop", "delay"}
+    for executor in (aer, noisy):
+        device = executor.describe()
+        assert flow <= set(device.basis_gates)
+        manager = generate_preset_pass_manager(1, target=make_target(device), layout_method="trivial")
+        fitting = manager.run(branching())
+        written = CircuitWriter(frozenset(), qpy.QPY_VERSION, lambda: None).write(fitting)
+        counts = sample(executor, sampler_pub(written), strict_isa=True, noise=False)[0]["c"].get_counts()
+        assert counts == {"11": 1000}
+
+
+def test_strict_isa_looks_into_control_flow(aer: AerExecutor) -> None:
+    circuit = QuantumCircuit(1, 1)
+    with circuit.if_test((circuit.clbits[0], 0)):
+        circuit.append(QuantumCircuit(1, name="my_gate").to_instruction(), [0])
+    circuit.measure(0, 0)
+    with pytest.raises(ProgramError, match="does not execute my_gate"):
+        sample(aer, sampler_pub(circuit), strict_isa=True)
+    with pytest.raises(ProgramError, match="does not execute if_else"):
+        sample(aer, sampler_pub(circuit), strict_isa=True, method="extended_stabilizer")
 
 
 @pytest.mark.parametrize("level", [0, 1, 2, 3])

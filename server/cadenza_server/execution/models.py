@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from cadenza.v1.device_pb2 import Coupling, Device, DeviceProperties, GateProperties, QubitProperties
 from qiskit import QuantumCircuit
-from qiskit.circuit import ControlFlowOp, Gate
+from qiskit.circuit import BreakLoopOp, ContinueLoopOp, ControlFlowOp, Gate
 from qiskit.providers.fake_provider import GenericBackendV2
 from qiskit.transpiler import CouplingMap, generate_preset_pass_manager
 from qiskit_aer import AerSimulator
@@ -36,6 +36,7 @@ _AER_GATES: Final = frozenset({
 """Gates that Aer's state vector method executes as they are; what another method does, Aer says (`find_gates`)."""
 # fmt: on
 _AER_INSTRUCTIONS: Final = frozenset({"measure", "reset", "barrier", "delay"})
+_CONTROL_FLOW: Final = frozenset({"if_else", "for_loop", "while_loop", "switch_case", "break_loop", "continue_loop"})
 ERRORS_JOINED_MAX: Final = 1024
 """How many errors are kept as one superoperator each, of 4 KiB at most."""
 
@@ -58,6 +59,7 @@ class DeviceModel:
         self._joined: LatestUsed[int, tuple[dict[str, Any], dict[str, Any]]] = LatestUsed(ERRORS_JOINED_MAX)
         self._pass_managers: dict[tuple[int, str], Any] = {}
         self._gates_of: dict[str, frozenset[str]] = {}
+        self._control_flow_of: dict[str, frozenset[str]] = {}
         if spec.kind == "generic":
             self.backend = GenericBackendV2(
                 spec.num_qubits,
@@ -66,6 +68,9 @@ class DeviceModel:
                 control_flow=True,
                 seed=spec.seed,
             )
+            # Qiskit has them there by names that its transpiler does not look for: "break" and "continue".
+            self.backend.target.add_instruction(BreakLoopOp, name="break_loop")
+            self.backend.target.add_instruction(ContinueLoopOp, name="continue_loop")
         elif spec.kind == "snapshot":
             self.backend = _load_snapshot(spec.snapshot)
         if spec.is_noisy:
@@ -134,6 +139,12 @@ class DeviceModel:
             self._gates_of[method] = _AER_GATES & set(self._simulator_of(method).operation_names)
         return self._gates_of[method]
 
+    def find_control_flow(self, method: str) -> frozenset[str]:
+        """The same of control flow."""
+        if method not in self._control_flow_of:
+            self._control_flow_of[method] = _CONTROL_FLOW & set(self._simulator_of(method).operation_names)
+        return self._control_flow_of[method]
+
     def _simulator_of(self, method: str) -> Any:
         if method == self.spec.method:
             return self.simulator
@@ -146,7 +157,8 @@ class DeviceModel:
 
     def _check_isa(self, circuit: Any, method: str) -> None:
         if self.backend is None:
-            unknown = sorted(set(circuit.count_ops()) - self.find_gates(method) - _AER_INSTRUCTIONS)
+            known = self.find_gates(method) | self.find_control_flow(method) | _AER_INSTRUCTIONS
+            unknown = sorted(_find_names(circuit) - known)
             if unknown:
                 raise ProgramError(
                     f"strict_isa: the device does not execute {', '.join(unknown)}: transpile the circuit for it first"
@@ -158,6 +170,7 @@ class DeviceModel:
             if operation.name in _FREE:
                 continue
             if isinstance(operation, ControlFlowOp):
+                self._check_control_flow(operation)
                 for block in operation.blocks:
                     self._check_isa_of_block(block, [circuit.find_bit(bit).index for bit in instruction.qubits])
                 continue
@@ -171,10 +184,15 @@ class DeviceModel:
                 continue
             qubits = [places[block.find_bit(bit).index] for bit in instruction.qubits]
             if isinstance(operation, ControlFlowOp):
+                self._check_control_flow(operation)
                 for inner in operation.blocks:
                     self._check_isa_of_block(inner, qubits)
             else:
                 self._check_supported(self.backend.target, operation.name, tuple(qubits))
+
+    def _check_control_flow(self, operation: ControlFlowOp) -> None:
+        if operation.name not in self.backend.target:
+            raise ProgramError(f"strict_isa: the device does not execute {operation.name}: it has no such control flow")
 
     def _check_supported(self, target: Any, name: str, qubits: tuple[int, ...]) -> None:
         if not target.instruction_supported(name, qubits):
@@ -199,7 +217,9 @@ class DeviceModel:
         spec = self.spec
         device = describe_spec(name, spec)
         if self.backend is None:
-            device.basis_gates.extend(sorted(self.find_gates(self.spec.method) | {"measure", "reset"}))
+            method = self.spec.method
+            names = self.find_gates(method) | self.find_control_flow(method) | _AER_INSTRUCTIONS - _FREE
+            device.basis_gates.extend(sorted(names))
             return device
         device.basis_gates.extend(self.backend.operation_names)
         pairs = self.backend.coupling_map.get_edges() if self.backend.coupling_map else ()
@@ -238,6 +258,16 @@ class DeviceModel:
         return properties
 
 
+def _find_names(circuit: Any) -> set[str]:
+    """The names of all instructions of a circuit, also of those inside control flow."""
+    names = set(circuit.count_ops())
+    for instruction in circuit.data:
+        if isinstance(instruction.operation, ControlFlowOp):
+            for block in instruction.operation.blocks:
+                names |= _find_names(block)
+    return names
+
+
 def _join(error: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return error, join_terms(error)
 
@@ -263,7 +293,11 @@ def _load_snapshot(name: str) -> Any:
     """The published backend. Its package takes a second to import, and nobody else needs it."""
     from qiskit_ibm_runtime import fake_provider
 
-    return getattr(fake_provider, name)()
+    backend = getattr(fake_provider, name)()
+    for constraint in ("granularity", "min_length", "pulse_alignment", "acquire_alignment"):
+        # a simulation has none, they are not published, and Qiskit refuses delays that are not multiples of them
+        setattr(backend.target, constraint, 1)
+    return backend
 
 
 def _coupling_map(spec: DeviceSpec) -> Any:
