@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,6 +158,16 @@ def test_a_circuit_made_for_the_target_runs_as_it_is_on_the_noisy_device(service
     properties = line.properties()
     assert properties is not None
     assert 0 < (properties.readout_error(0) or 0) < 0.5
+    assert properties.qubit_property(0, "T1") == (properties.t1(0), properties.last_update_date)
+    assert {"T1", "T2", "frequency", "readout_error", "readout_length"} <= properties.qubit_property(4).keys()
+    assert properties.gate_property("cx", (0, 1), "gate_error")[0] == properties.gate_error("cx", (0, 1))
+    assert properties.gate_property("sx")[2,] == properties.gate_property("sx", 2)
+    assert (properties.is_gate_operational("cx"), properties.is_gate_operational("cy")) == (True, False)
+    for unknown in (("sx", None, "gate_error"), ("sx", 2, "colour"), ("sx", 5, None), ("cy", None, None)):
+        with pytest.raises(NotFoundError, match="do not say"):
+            properties.gate_property(*unknown)
+    with pytest.raises(NotFoundError, match="colour of qubit 0"):
+        properties.qubit_property(0, "colour")
     circuit = generate_preset_pass_manager(1, target=line.target, seed_transpiler=1).run(ghz(3))
     sampler = SamplerV2(mode=line, options={"strict_isa": True, "default_shots": 500})
     counts = sampler.run([circuit]).result(PATIENCE_S)[0].data.meas.get_counts()
@@ -170,6 +181,24 @@ def test_a_circuit_made_for_the_target_runs_as_it_is_on_the_noisy_device(service
         job.result(PATIENCE_S)
     assert caught.value.reason == "EXECUTION_ERROR"
     assert job.status() == "ERROR"
+
+
+def test_arguments_of_the_other_client_that_mean_nothing_may_be_given_as_nothing(service: CadenzaService) -> None:
+    everything = service.backends(instance=None, calibration_id=None, include_mocks=False, use_fractional_gates=False)
+    assert [backend.name for backend in everything] == [backend.name for backend in service.backends()]
+    assert service.backend("line").properties(datetime=None) is not None
+    assert service.jobs(limit=0, include_mocks=False) == []
+    with Session(service.backend("line")) as session:
+        again = Session.from_id(session.session_id, service, use_fractional_gates=False, calibration_id=None)
+    assert again.session_id == session.session_id
+    wrong: Any = "2026"
+    for call in (
+        lambda: service.backends(calibration_id=wrong),
+        lambda: service.backend("line").properties(datetime=wrong),
+        lambda: Session.from_id(session.session_id, service, calibration_id=wrong),
+    ):
+        with pytest.raises(InvalidRequestError, match="means nothing here"):
+            call()
 
 
 # --- sessions ---------------------------------------------------------------------------------------------------------

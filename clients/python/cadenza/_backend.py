@@ -23,7 +23,7 @@ from qiskit.circuit.library.standard_gates import get_standard_gate_name_mapping
 from qiskit.providers import BackendV2, Options, QubitProperties
 from qiskit.transpiler import InstructionProperties, Target
 
-from cadenza._errors import OptionError, WrongTypeError
+from cadenza._errors import NotFoundError, OptionError, WrongTypeError, refuse_elsewhere
 from cadenza._times import read_seconds, read_time
 from cadenza.v1 import device_pb2
 
@@ -47,6 +47,18 @@ _ANY_WIDTH: Final[dict[str, type[Instruction]]] = {
     "mcphase": MCPhaseGate,
 }
 """What acts on any number of qubits stands in a `Target` as a class."""
+
+_QUBIT_FIELDS: Final = {
+    "T1": "t1_s",
+    "T2": "t2_s",
+    "frequency": "frequency_hz",
+    "readout_error": "readout_error",
+    "prob_meas0_prep1": "prob_meas0_prep1",
+    "prob_meas1_prep0": "prob_meas1_prep0",
+    "readout_length": "readout_duration_s",
+}
+_GATE_FIELDS: Final = {"gate_error": "error", "gate_length": "duration_s"}
+"""What qiskit_ibm_runtime calls the contract's fields."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +129,10 @@ class BackendProperties:
         """Whether the device has the qubit: all that it has work."""
         return qubit in self.qubits
 
-    def is_gate_operational(self, gate: str, qubits: int | Iterable[int]) -> bool:
-        """Whether the device has the gate on these qubits: all that it has work."""
+    def is_gate_operational(self, gate: str, qubits: int | Iterable[int] | None = None) -> bool:
+        """Whether the device has the gate on these qubits, or anywhere: all that it has work."""
+        if qubits is None:
+            return any(name == gate for name, _ in self.gates)
         on = (qubits,) if isinstance(qubits, int) else tuple(qubits)
         return (gate, on) in self.gates or (gate, ()) in self.gates
 
@@ -129,6 +143,27 @@ class BackendProperties:
     def faulty_gates(self) -> list[Any]:
         """None: all that a device here has work."""
         return []
+
+    def qubit_property(self, qubit: int, name: str | None = None) -> Any:
+        """A property, such as `T1` or `readout_error`, and when it was measured; without `name` a dictionary of all
+        that are known. Raises `NotFoundError`."""
+        return _pick(self._dated(self.qubits.get(qubit), _QUBIT_FIELDS), name, f"qubit {qubit}")
+
+    def gate_property(self, gate: str, qubits: int | Iterable[int] | None = None, name: str | None = None) -> Any:
+        """`gate_error` or `gate_length`, and when it was measured; without `name` a dictionary of both; without
+        `qubits` a dictionary of these for all places of the gate. Raises `NotFoundError`."""
+        if qubits is None:
+            if name is not None:
+                raise _unknown_property(f"{name} of {gate} without qubits")
+            places = {on: self._dated(known, _GATE_FIELDS) for (each, on), known in self.gates.items() if each == gate}
+            return _pick(places, None, f"the gate {gate}")
+        on = (qubits,) if isinstance(qubits, int) else tuple(qubits)
+        known = self.gates.get((gate, on), self.gates.get((gate, ())))
+        return _pick(self._dated(known, _GATE_FIELDS), name, f"{gate} on qubits {list(on)}")
+
+    def _dated(self, message: Any, fields: Mapping[str, str]) -> dict[str, tuple[float, datetime | None]]:
+        values = {name: _optional(message, field) for name, field in fields.items()}
+        return {name: (value, self.last_update_date) for name, value in values.items() if value is not None}
 
     def _qubit(self, qubit: int, field: str) -> float | None:
         return _optional(self.qubits.get(qubit), field)
@@ -243,8 +278,10 @@ class CadenzaBackend(BackendV2):  # type: ignore[misc]
             state=state,
         )
 
-    def properties(self, refresh: bool = False) -> BackendProperties | None:
-        """Its measured or modelled qualities; None for an ideal simulator. `refresh`: ask again."""
+    def properties(self, refresh: bool = False, datetime: None = None) -> BackendProperties | None:
+        """Its measured or modelled qualities; None for an ideal simulator. `refresh`: ask again. The server keeps the
+        latest only, so `datetime` must be None."""
+        refuse_elsewhere(datetime=datetime)
         if refresh:
             self.refresh()
         device = self._full()
@@ -344,6 +381,17 @@ class CadenzaBackend(BackendV2):  # type: ignore[misc]
         if not self._device.HasField("properties"):
             self._device = self.service.client.get_device(self.name)
         return self._device
+
+
+def _pick(known: Mapping[Any, Any], name: str | None, owner: str) -> Any:
+    """One of the properties, or all of them. Raises `NotFoundError`."""
+    if not known or (name is not None and name not in known):
+        raise _unknown_property(f"{name or 'a property'} of {owner}")
+    return known if name is None else known[name]
+
+
+def _unknown_property(what: str) -> NotFoundError:
+    return NotFoundError(f"the device's properties do not say {what}", code="NOT_FOUND")
 
 
 def pending_jobs(device: device_pb2.Device) -> int:

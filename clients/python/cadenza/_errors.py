@@ -206,6 +206,15 @@ def _advise(message: str) -> str:
     return f"start one with `cadenza serve`, or name another target{hint}"
 
 
+def refuse_elsewhere(**given: object) -> None:
+    """Raises `InvalidRequestError` for an argument of qiskit_ibm_runtime that is given and means nothing here."""
+    for name, value in given.items():
+        if value is not None:
+            raise InvalidRequestError(
+                f"{name}: {value!r} means nothing here: leave it out", code="INVALID_ARGUMENT", field=name
+            )
+
+
 def map_argument_error(error: Exception, what: str) -> InvalidRequestError:
     """The exception for an argument that could not be written into a request."""
     kind = WrongTypeError if isinstance(error, TypeError) else InvalidRequestError

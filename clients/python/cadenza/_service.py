@@ -14,7 +14,7 @@ from qiskit.providers import QiskitBackendNotFoundError
 from cadenza._backend import CadenzaBackend, pending_jobs
 from cadenza._client import Client
 from cadenza._codec import choose_qpy_version
-from cadenza._errors import InvalidRequestError, NotFoundError
+from cadenza._errors import InvalidRequestError, NotFoundError, refuse_elsewhere
 from cadenza._job import Job
 from cadenza._local import private_server
 from cadenza._requests import JobStateName, ProgramKindName
@@ -101,16 +101,19 @@ class CadenzaService:
         filters: Callable[[CadenzaBackend], bool] | None = None,
         *,
         use_fractional_gates: bool | None = None,
+        calibration_id: None = None,
+        include_mocks: bool = False,
         **kwargs: Any,
     ) -> list[CadenzaBackend]:
         """The devices, by name.
 
         `dynamic_circuits`: those that do, or do not, run circuits with control flow. `kwargs`: attributes of the
         backend, of its configuration or of its status, such as `simulator=True`, `operational=True`, `n_qubits=5`.
-        There are no instances, so `instance` must be None; devices offer all gates that they have, so
-        `use_fractional_gates` changes nothing.
+        There are no instances, no earlier calibrations and no mocks, so `instance` and `calibration_id` must be None
+        and `include_mocks` changes nothing; nor does `use_fractional_gates`: devices offer all gates that they have.
         """
-        _refuse_elsewhere(instance=instance)
+        refuse_elsewhere(instance=instance, calibration_id=calibration_id)
+        del include_mocks
         del use_fractional_gates
         if dynamic_circuits is not None:
             kwargs["dynamic_circuits"] = dynamic_circuits
@@ -135,7 +138,7 @@ class CadenzaService:
         There are no instances and a device has one calibration at a time, so `instance` and `calibration_id` must be
         None; `use_fractional_gates` changes nothing.
         """
-        _refuse_elsewhere(instance=instance, calibration_id=calibration_id)
+        refuse_elsewhere(instance=instance, calibration_id=calibration_id)
         del use_fractional_gates
         try:
             return CadenzaBackend(self, self.client.get_device(name))
@@ -156,7 +159,7 @@ class CadenzaService:
 
         Arguments as for `backends`. Raises Qiskit's `QiskitBackendNotFoundError` if none matches.
         """
-        _refuse_elsewhere(instance=instance)
+        refuse_elsewhere(instance=instance)
         del use_fractional_gates
         found = [
             backend
@@ -188,15 +191,17 @@ class CadenzaService:
         created_after: datetime | None = None,
         created_before: datetime | None = None,
         descending: bool = True,
+        include_mocks: bool = False,
     ) -> list[Job]:
         """Jobs, the newest first (`descending`); an operator gets everybody's.
 
         `limit`: how many at most; None: all. `pending`: True for those not ended, False for those that have.
         `program_id`: `sampler`, `estimator` or `calibration`. `job_tags`: all of them. Times without a zone are local;
         `created_after` counts from its instant on, `created_before` up to, and without, its instant. There are no
-        instances, so `instance` must be None.
+        instances, so `instance` must be None, and no mocks, so `include_mocks` changes nothing.
         """
-        _refuse_elsewhere(instance=instance)
+        refuse_elsewhere(instance=instance)
+        del include_mocks
         if pending not in (None, True, False) or isinstance(job_tags, str):
             raise InvalidRequestError(
                 "pending must be True, False or None, and job_tags a list of texts",
@@ -315,14 +320,6 @@ def _explain_no_match(devices: Sequence[Device], asked: Mapping[str, Any]) -> st
     if asked.get("simulator") is False and devices and all(device.simulator for device in devices):
         return f"{said}; all of them are simulators: leave out simulator=False"
     return said
-
-
-def _refuse_elsewhere(**given: object) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise InvalidRequestError(
-                f"{name}: {value!r} means nothing here: leave it out", code="INVALID_ARGUMENT", field=name
-            )
 
 
 def _has(backend: CadenzaBackend, wanted: dict[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from cadenza._backend import CadenzaBackend
 from cadenza._codec import CircuitWriter
-from cadenza._errors import CadenzaError, InvalidRequestError, NotFoundError
+from cadenza._errors import CadenzaError, InvalidRequestError, NotFoundError, refuse_elsewhere
 from cadenza._follower import SessionFollower
 from cadenza._job import Job
 from cadenza._requests import Pending, SessionModeName, job_spec
@@ -91,11 +91,19 @@ class Session:
         self._token: Token[Session | None] | None = None
 
     @classmethod
-    def from_id(cls, session_id: str, service: "CadenzaService", use_fractional_gates: bool | None = None) -> Self:
+    def from_id(
+        cls,
+        session_id: str,
+        service: "CadenzaService",
+        use_fractional_gates: bool | None = None,
+        calibration_id: None = None,
+    ) -> Self:
         """A handle of a session that exists. Raises `NotFoundError`, and `InvalidRequestError` for the other mode.
 
-        `use_fractional_gates` changes nothing: devices offer all gates that they have.
+        `use_fractional_gates` changes nothing: devices offer all gates that they have. A device has one calibration at
+        a time, so `calibration_id` must be None.
         """
+        refuse_elsewhere(calibration_id=calibration_id)
         del use_fractional_gates
         session = service.client.get_session(session_id)
         mode = _MODES[session.mode]
