@@ -44,6 +44,25 @@ def test_the_smoke_scenario_meets_its_objectives_and_a_missed_one_is_an_exit_cod
     assert html.read_text().startswith("<!doctype html>")
 
 
+def test_what_never_ends_has_failed(tmp_path: Path) -> None:
+    # the device cannot start, and what is submitted to it stays queued
+    device = 'kind = "generic"\nnum_qubits = 2\ncoupling = "full"\nbasis_gates = ["nothing"]\n'
+    (tmp_path / "cadenza.toml").write_text(f"[devices.parked]\n{device}")
+    scenario = tmp_path / "one.yaml"
+    scenario.write_text(
+        "duration_s: 0.5\nsettle_s: 0.2\nusers: 2\naccounts: 1\n"
+        "traffic: {followed: {count: 3, follow: 1}, single: {count: 2}}\n"
+        "objectives: {error_fraction: {at_most: 0}}\n"
+    )
+    done = loadtest(str(scenario), "--config", str(tmp_path / "cadenza.toml"), "--json", "-")
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    figures = report["figures"]
+    assert (figures["followed_unfinished"], figures["single_done"], figures["single_unfinished"]) == (3, 2, 0)
+    assert figures["error_fraction"] == 0.6
+    assert report["errors"]["followed: not done 0.2 s after the end"] == 3
+
+
 def test_a_server_that_is_not_there_is_a_sentence_and_exit_code_2() -> None:
     done = loadtest("smoke", "--target", "127.0.0.1:1")
     assert done.returncode == 2

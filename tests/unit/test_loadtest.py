@@ -9,14 +9,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from cadenza_loadtest import cli
 from cadenza_loadtest.driver import make_program
-from cadenza_loadtest.knee import Step, find_knee
+from cadenza_loadtest.knee import Step, find_knee, judge_step
 from cadenza_loadtest.measurement import Measurement
 from cadenza_loadtest.observer import JobRecord, Observation, Sample
 from cadenza_loadtest.page import make_page
 from cadenza_loadtest.plan import draw_times, make_plan
 from cadenza_loadtest.report import Report, compare_reports, format_report, judge, make_report
 from cadenza_loadtest.scenario import JobShape, Objective, Scenario, ScenarioError, Traffic, list_ready, load
+from typer.testing import CliRunner
 
 
 def scenario(tmp_path: Path, text: str) -> Scenario:
@@ -149,6 +151,22 @@ def test_figures_come_of_what_clients_met_and_of_what_the_server_recorded(tmp_pa
     assert figures["queue_depth_max"] == 5
 
 
+def test_an_operation_that_is_never_done_has_failed(tmp_path: Path) -> None:
+    one = scenario(tmp_path, f"duration_s: 10\n{BASIC}objectives: {{error_fraction: {{at_most: 0}}}}")
+    measured = Measurement()
+    measured.record("a_submit", 0.001, at_s=0.0)
+    measured.counts.update({"a_sent": 4, "a_done": 3, "a_unfinished": 1})
+    seen = Observation(samples=[], jobs=[], accounts={})
+    found = make_report(one, measured, seen, time="", server="x", factor=1.0, processes=1)
+    assert found.figures["error_fraction"] == 0.25
+    assert found.figures["unfinished_operations"] == found.figures["a_unfinished"] == 1
+    assert not found.met
+    assert not judge_step(found, ["a"], 20.0, 1.0).held
+    assert all(Objective("error_fraction", 0, None) in load(name).objectives for name in list_ready()), (
+        "every ready scenario asks that nothing fails"
+    )
+
+
 def test_an_objective_is_met_missed_or_missed_for_want_of_its_figure() -> None:
     figures = {"x": 5.0}
     assert judge(Objective("x", 5, None), figures).met
@@ -184,7 +202,7 @@ def test_the_page_stands_alone_and_escapes_what_it_shows(tmp_path: Path) -> None
     page = make_page(report(tmp_path, "{error_fraction: {at_most: 0}}"))
     assert "EXECUTION_ERROR: &lt;b&gt;" in page
     assert page.count("<svg") >= 5
-    for outside in ("src=", "<script", "<link", "@import"):
+    for outside in ("src=", "<script", "<link", "@import", "url(h", 'href="http', "href='http"):
         assert outside not in page
 
 
@@ -205,3 +223,33 @@ def test_the_knee_is_found_by_doubling_and_halving(tmp_path: Path) -> None:
     assert (best.factor, best.submits_per_s) == (5.0, 50.0)
     assert [step.factor for step in steps] == [1, 2, 4, 8, 6, 5, 5.5]
     assert find_knee(knee_at(0.5, tmp_path), ["a"], 20.0, steps.append) is None
+    below = find_knee(knee_at(0.5, tmp_path), ["a"], 20.0, steps.append, start=0.1)
+    assert below is not None
+    assert below.factor == pytest.approx(0.5)
+
+
+def test_the_search_begins_at_the_factor_and_its_report_is_that_of_the_knee(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text(BASIC)
+    at = knee_at(5.2, tmp_path)
+
+    def stand_in(_scenario: Scenario, _setup: object, _say: object, use: Callable[..., object]) -> object:
+        return use(lambda factor: replace(at(factor), factor=factor))
+
+    monkeypatch.setattr(cli, "run_tests", stand_in)
+    words = [str(file), "--knee", "--target", "127.0.0.1:1", "--factor"]
+    json_file, html_file = tmp_path / "knee.json", tmp_path / "knee.html"
+    found = CliRunner().invoke(cli.app, [*words, "2.5", "--json", str(json_file), "--html", str(html_file)])
+    assert found.exit_code == 0
+    assert [line.split()[2] for line in found.stdout.splitlines()[:-1]] == ["2.5", "5", "10", "7.5", "6.25", "5.625"]
+    assert found.stdout.splitlines()[-1] == "knee: 50.0 operations/s (rates x 5)"
+    assert Report.read(json_file).factor == 5
+    assert "rates x 5" in html_file.read_text()
+    alone = CliRunner().invoke(cli.app, [*words, "5", "--json", "-"])
+    assert json.loads(alone.stdout)["factor"] == 5
+    none = CliRunner().invoke(cli.app, [*words, "8", "--json", str(tmp_path / "none.json")])
+    assert none.exit_code == 1
+    assert none.stdout.splitlines()[-1] == "knee: not even rates x 8 hold; begin below with --factor 1"
+    assert not (tmp_path / "none.json").exists()

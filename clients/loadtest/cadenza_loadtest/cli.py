@@ -2,11 +2,11 @@
 
 import getpass
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import grpc
 import typer
@@ -69,16 +69,25 @@ def run(
     ] = None,
     processes: Annotated[int, typer.Option("--processes", min=1, max=64, help="Processes that send.")] = 1,
     connections: Annotated[int, typer.Option("--connections", min=1, max=256, help="Connections of each process.")] = 2,
-    factor: Annotated[float, typer.Option("--factor", min=0.001, help="Multiply all rates and counts.")] = 1.0,
+    factor: Annotated[
+        float,
+        typer.Option("--factor", min=0.001, help="Multiply all rates and counts; --knee begins with these."),
+    ] = 1.0,
     duration: Annotated[
         float | None, typer.Option("--duration", min=0.1, metavar="SECONDS", help="Instead of the scenario's own.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the scenario's own.")] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON ('-': to stdout).")
+        Path | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Write the report as JSON ('-': to stdout); with --knee that of the knee."
+        ),
     ] = None,
     html_file: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write the report as a page with plots.")
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", help="Write the report as a page with plots; with --knee that of the knee."
+        ),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave what is still queued on the server in the end.")] = False,
     knee: Annotated[
@@ -125,15 +134,7 @@ def run(
                 cleanup=target is not None and not keep,
             )
             if knee:
-                names = [traffic.name for traffic in wanted.traffic]
-                best = run_tests(wanted, setup, _say, lambda test: find_knee(test, names, p99, _print_step))
-                sentence = (
-                    f"knee: {best.submits_per_s:,.1f} operations/s (rates x {best.factor:g})"
-                    if best
-                    else ("knee: not even the scenario's own rates hold; try --factor below 1 for a first look")
-                )
-                print(sentence)
-                raise typer.Exit(0 if best else 1)
+                raise typer.Exit(0 if _find_knee(wanted, setup, p99, factor, json_file, html_file) else 1)
             report = run_test(wanted, setup, _say, factor)
             _end_line()
             _write(report, json_file, html_file)
@@ -144,6 +145,33 @@ def run(
         _end_line()
         fail(f"the server at {target or 'its private address'} does not answer: {error.details()}")
     raise typer.Exit(0 if report.met else 1)
+
+
+def _find_knee(
+    scenario: Scenario, setup: Setup, p99_ms: float, start: float, json_file: Path | None, html_file: Path | None
+) -> bool:
+    """Search, tell each step, and write the report of the highest one that held. Whether there is one."""
+    # a JSON report on stdout stays alone there
+    out = sys.stderr if json_file == Path("-") else sys.stdout
+    reports: dict[float, Report] = {}
+
+    def search(test: Callable[[float], Report]) -> Step | None:
+        def take(factor: float) -> Report:
+            reports[factor] = test(factor)
+            return reports[factor]
+
+        names = [traffic.name for traffic in scenario.traffic]
+        return find_knee(take, names, p99_ms, lambda step: _print_step(step, out), start=start)
+
+    best = run_tests(scenario, setup, _say, search)
+    _end_line()
+    if best is None:
+        rates = "the scenario's own rates" if start == 1 else f"rates x {start:g}"
+        print(f"knee: not even {rates} hold; begin below with --factor {start / 8:g}", file=out)
+        return False
+    print(f"knee: {best.submits_per_s:,.1f} operations/s (rates x {best.factor:g})", file=out)
+    _write(reports[best.factor], json_file, html_file, text=False)
+    return True
 
 
 def _change(scenario: Scenario, duration: float | None, seed: int | None) -> Scenario:
@@ -180,23 +208,26 @@ def _server(target: str | None, config: Path | None) -> Iterator[str]:
         yield service.client.target
 
 
-def _write(report: Report, json_file: Path | None, html_file: Path | None) -> None:
+def _write(report: Report, json_file: Path | None, html_file: Path | None, *, text: bool = True) -> None:
+    """`text`: whether the report is shown on stdout, where it does not go there as JSON."""
     if json_file == Path("-"):
         print(report.to_json())
     else:
-        print(format_report(report))
+        if text:
+            print(format_report(report))
         if json_file is not None:
             json_file.write_text(report.to_json() + "\n", encoding="utf-8")
     if html_file is not None:
         html_file.write_text(make_page(report), encoding="utf-8")
 
 
-def _print_step(step: Step) -> None:
+def _print_step(step: Step, out: TextIO) -> None:
     _end_line()
     verdict = "held" if step.held else "did not hold"
-    trouble = " (errors, or operations that were not sent)" if step.errors else ""
+    trouble = " (errors, or operations that were not sent or not done)" if step.errors else ""
     print(
         f"rates x {step.factor:<8g} {step.submits_per_s:>10,.1f} operations/s   "
         f"p99 {step.p99_ms:>9,.2f} ms   {verdict}{trouble}",
+        file=out,
         flush=True,
     )

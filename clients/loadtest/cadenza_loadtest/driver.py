@@ -156,15 +156,18 @@ class _Driver:
             if len(self._tasks) >= OUTSTANDING_MAX:
                 self.measured.counts[f"{name}_unsent"] += 1
                 continue
-            task = asyncio.create_task(self._do(operation, zero))
+            task = asyncio.create_task(self._do(operation, zero), name=name)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         end = time.perf_counter() + scenario.settle_s
         while self._tasks and time.perf_counter() < end and not self._stopped():
             await asyncio.wait(self._tasks, timeout=STOP_CHECK_S)
+        stopped = self._stopped()
         for task in (unfinished := list(self._tasks)):
             task.cancel()
-        self.measured.counts["unfinished_operations"] += len(unfinished)
+            if not stopped:  # what a Ctrl-C cuts off has not failed
+                self.measured.counts[f"{task.get_name()}_unfinished"] += 1
+                self.measured.errors[f"{task.get_name()}: not done {scenario.settle_s:g} s after the end"] += 1
         await asyncio.gather(*unfinished, return_exceptions=True)
         await self.end()
         return self.measured.pack()

@@ -23,11 +23,13 @@ def find_knee(
     limit_ms: float,
     tell: Callable[[Step], None],
     *,
+    start: float = 1.0,
     halvings: int = 3,
 ) -> Step | None:
     """Double the rates until the p99 of submission exceeds `limit_ms` or something fails, then halve the gap.
 
-    `names`: the traffics that count. Returns the highest step that held; None: not even the scenario's own rates do.
+    `names`: the traffics that count. `start`: the multiple of the scenario's rates to begin with. Returns the highest
+    step that held; None: not even the first does.
     """
 
     def take(factor: float) -> Step:
@@ -36,7 +38,7 @@ def find_knee(
         return step
 
     best: Step | None = None
-    factor = 1.0
+    factor = start
     while (step := take(factor)).held:
         best, factor = step, factor * 2
     if best is None:
@@ -52,7 +54,7 @@ def find_knee(
 
 
 def judge_step(report: Report, names: list[str], limit_ms: float, factor: float) -> Step:
-    """Whether a test held: every traffic's p99 within the limit, no errors, nothing unsent."""
+    """Whether a test held: every traffic's p99 within the limit, no errors, nothing unfinished or unsent."""
     figures = report.figures
     p99 = max((figures.get(f"{name}_submit_p99_ms", float("inf")) for name in names), default=float("inf"))
     errors = figures["error_fraction"] + figures["unsent"]

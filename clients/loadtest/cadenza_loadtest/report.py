@@ -143,14 +143,16 @@ def _client_figures(measured: Measurement, scenario: Scenario) -> Iterable[tuple
             yield f"{name}_{label}_ms", histogram.get_value_at_percentile(percentile) / 1e3
     counts = measured.counts
     for traffic in scenario.traffic:
-        for what in ("sent", "done", "errors", "unsent"):
+        for what in ("sent", "done", "errors", "unfinished", "unsent"):
             yield f"{traffic.name}_{what}", float(counts[f"{traffic.name}_{what}"])
         yield f"{traffic.name}_done_per_s", counts[f"{traffic.name}_done"] / scenario.duration_s
     sent = sum(counts[f"{traffic.name}_sent"] for traffic in scenario.traffic)
     errors = sum(counts[f"{traffic.name}_errors"] for traffic in scenario.traffic)
-    yield "error_fraction", errors / sent if sent else 0.0
+    unfinished = sum(counts[f"{traffic.name}_unfinished"] for traffic in scenario.traffic)
+    # who still waits at the end was not served: a server that answers nothing must not look as one that never fails
+    yield "error_fraction", (errors + unfinished) / sent if sent else 0.0
     yield "unsent", float(sum(counts[f"{traffic.name}_unsent"] for traffic in scenario.traffic))
-    yield "unfinished_operations", float(counts["unfinished_operations"])
+    yield "unfinished_operations", float(unfinished)
 
 
 def _server_figures(seen: Observation, duration_s: float) -> Iterable[tuple[str, float]]:
