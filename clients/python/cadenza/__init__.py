@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from cadenza._options import EstimatorOptions as EstimatorOptions
     from cadenza._options import SamplerOptions as SamplerOptions
     from cadenza._options import SimulatorOptions as SimulatorOptions
+    from cadenza._primitives import Estimator as Estimator
     from cadenza._primitives import EstimatorV2 as EstimatorV2
+    from cadenza._primitives import Sampler as Sampler
     from cadenza._primitives import SamplerV2 as SamplerV2
     from cadenza._requests import job_spec as job_spec
     from cadenza._requests import make_circuit as make_circuit
@@ -76,7 +78,7 @@ _HOMES = {
     ),
     "_job": ("Job", "JobUpdate"),
     "_options": ("EnvironmentOptions", "EstimatorOptions", "SamplerOptions", "SimulatorOptions"),
-    "_primitives": ("EstimatorV2", "SamplerV2"),
+    "_primitives": ("Estimator", "EstimatorV2", "Sampler", "SamplerV2"),
     "_requests": ("job_spec", "make_circuit", "sampler_program"),
     "_reservation": ("Reservation",),
     "_service": ("CadenzaService",),
@@ -95,6 +97,8 @@ __all__ = [  # noqa: RUF022  (by use, not by letter)
     "Batch",
     "SamplerV2",
     "EstimatorV2",
+    "Sampler",
+    "Estimator",
     "SamplerOptions",
     "EstimatorOptions",
     "EnvironmentOptions",

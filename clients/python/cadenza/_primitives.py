@@ -193,6 +193,10 @@ class EstimatorV2(_Primitive, BaseEstimatorV2):  # type: ignore[misc]
         return EstimatorPub.coerce(pub, precision)
 
 
+Sampler = SamplerV2
+Estimator = EstimatorV2
+
+
 def _coerce_all(pubs: Iterable[Any], coerce: Callable[[Any], Any]) -> list[Any]:
     if isinstance(pubs, QuantumCircuit):
         raise InvalidRequestError(
