@@ -68,9 +68,10 @@ class DeviceModel:
                 control_flow=True,
                 seed=spec.seed,
             )
-            # Qiskit has them there by names that its transpiler does not look for: "break" and "continue".
-            self.backend.target.add_instruction(BreakLoopOp, name="break_loop")
-            self.backend.target.add_instruction(ContinueLoopOp, name="continue_loop")
+            for name, operation in (("break_loop", BreakLoopOp), ("continue_loop", ContinueLoopOp)):
+                # Qiskit has them there by names that its transpiler does not look for: "break" and "continue"
+                if name not in self.backend.target:
+                    self.backend.target.add_instruction(operation, name=name)
         elif spec.kind == "snapshot":
             self.backend = _load_snapshot(spec.snapshot)
         if spec.is_noisy:
