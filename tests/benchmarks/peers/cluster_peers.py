@@ -47,7 +47,10 @@ class AsProcesses(Peer):
 
 class HyperQueue(AsProcesses):
     name = "hyperqueue"
-    how = "its Python API's local cluster, one worker of one core, in memory; a job of many tasks, each a process"
+    how = (
+        "its Python API's local cluster, one worker of one core, in memory (the journal is an option of its program, "
+        "which no package here has); a job of many tasks, each a process; users are not told apart"
+    )
     scale: ClassVar = {"nothing": 1.0, "ghz": 0.02, "single": 0.02}
 
     def version(self) -> str:
@@ -119,7 +122,10 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 class Slurm(AsProcesses):
     name = "slurm"
     durable = True
-    how = "Debian's, one node of one CPU; an array job for many; its state is saved to disk every few seconds"
+    how = (
+        "Debian's, one node of one CPU; an array job for many; its state is saved to disk every few seconds; all jobs "
+        "are root's and there is no accounting: users are not told apart"
+    )
     scale: ClassVar = {"nothing": 0.02, "ghz": 0.02, "single": 0.02}
     queue_max = 10_000
 

@@ -19,7 +19,7 @@ def find_version(package: str) -> str:
 
 class Dask(Peer):
     name = "dask"
-    how = "distributed.LocalCluster, one worker process with one thread; client.map for many"
+    how = "distributed.LocalCluster, one worker process with one thread; client.map for many; users are not told apart"
 
     def version(self) -> str:
         return find_version("distributed")
@@ -51,7 +51,7 @@ class Dask(Peer):
 
 class Ray(Peer):
     name = "ray"
-    how = "ray.init(num_cpus=1); a remote call a job"
+    how = "ray.init(num_cpus=1); a remote call a job; users are not told apart"
 
     def version(self) -> str:
         return find_version("ray")

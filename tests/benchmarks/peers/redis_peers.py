@@ -68,7 +68,10 @@ class OverRedis(Peer):
 class Celery(OverRedis):
     name = "celery"
     package = "celery"
-    how = "Redis with appendfsync always, results in Redis, acks_late, one prefork process; a call a job"
+    how = (
+        "Redis with appendfsync always, results in Redis, acks_late, one prefork process; a call a job; "
+        "users are not told apart"
+    )
 
     def worker(self) -> list[str]:
         return [
@@ -104,7 +107,7 @@ class Rq(OverRedis):
     scale: ClassVar = {"nothing": 0.2, "ghz": 0.3, "single": 0.1}
     how = (
         "Redis with appendfsync always, results in Redis, one worker that forks for each job, imports done before; "
-        "enqueue_many for many"
+        "enqueue_many for many; users are not told apart"
     )
 
     def worker(self) -> list[str]:
