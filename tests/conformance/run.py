@@ -2,12 +2,16 @@
 
     python -m tests.conformance.run [--only go,node] [--markdown FILE]
 
-It starts two servers of its own, builds each client with its ecosystem's tool, and runs its `conformance` program.
+It starts five servers of its own, builds each client with its ecosystem's tool, and runs its `conformance` program and
+its example `sweep`.
 A client whose toolchain is missing is reported as not run. The exit code is 1 if a check failed or a build did.
 """
 
 import argparse
 import json
+import math
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,30 +42,40 @@ class Client:
     build: tuple[tuple[str, ...], ...]
     conformance: tuple[str, ...]
     """The command; the file with the checks is added to it."""
+    sweep: tuple[str, ...]
+    """The example's command; the target and a device are added to it."""
 
     def missing_tools(self) -> list[str]:
         """Those that are not on the path."""
         return [tool for tool in self.tools if shutil.which(tool) is None]
 
 
-def _client(name: str, tools: str, fetch: str, build: Iterable[str], conformance: str) -> Client:
+def _client(name: str, tools: str, fetch: str, build: Iterable[str], conformance: str, sweep: str) -> Client:
     commands = tuple(tuple(command.split()) for command in build)
     return Client(
-        name, CLIENTS_FOLDER / name, tuple(tools.split()), tuple(fetch.split()), commands, tuple(conformance.split())
+        name,
+        CLIENTS_FOLDER / name,
+        tuple(tools.split()),
+        tuple(fetch.split()),
+        commands,
+        tuple(conformance.split()),
+        tuple(sweep.split()),
     )
 
 
 _INTERPRETER = (sys.executable, "-m", "tests.conformance.interpreter")
+_SWEEP = (sys.executable, str(CLIENTS_FOLDER / "python/examples/sweep.py"))
 
 CLIENTS = (
-    Client("python", ROOT, (), (), (), _INTERPRETER),
-    Client("python-asyncio", ROOT, (), (), (), (*_INTERPRETER, "--asyncio")),
+    Client("python", ROOT, (), (), (), _INTERPRETER, _SWEEP),
+    Client("python-asyncio", ROOT, (), (), (), (*_INTERPRETER, "--asyncio"), (*_SWEEP, "--asyncio")),
     _client(
         "go",
         "go",
         "go mod download",
         ["go generate ./...", "go build -o build/ ./cmd/conformance ./examples/sweep"],
         "build/conformance",
+        "build/sweep",
     ),
     _client(
         "node",
@@ -69,14 +83,23 @@ CLIENTS = (
         "npm ci --no-fund --no-audit --prefer-offline",
         ["npm run build"],
         "node build/src/conformance.js",
+        "node build/examples/sweep.js",
     ),
-    _client("rust", "cargo", "cargo fetch", ["cargo build --examples"], "target/debug/examples/conformance"),
+    _client(
+        "rust",
+        "cargo",
+        "cargo fetch",
+        ["cargo build --examples"],
+        "target/debug/examples/conformance",
+        "target/debug/examples/sweep",
+    ),
     _client(
         "java",
         "java mvn",
         "",
         ["mvn -q -B package"],
         "java -cp target/classes:target/lib/* cadenza.conformance.Conformance",
+        "java -cp target/classes:target/lib/* cadenza.examples.Sweep",
     ),
     _client(
         "cpp",
@@ -84,6 +107,7 @@ CLIENTS = (
         "",
         ["cmake -S . -B build -DCMAKE_BUILD_TYPE=Release", "cmake --build build"],
         "build/conformance",
+        "build/sweep",
     ),
 )
 """In the order of the table."""
@@ -99,12 +123,15 @@ class Outcome:
     run_s: float = 0.0
     problems: dict[str, str] = field(default_factory=dict)
     unseen: list[str] = field(default_factory=list)
+    example: str = ""
+    """What is wrong with the example; empty if nothing."""
 
     @property
     def failed(self) -> list[str]:
-        """The checks that failed, with what was wrong, and the mistakes that were not seen."""
+        """What failed, with what was wrong: checks, mistakes that were not seen, the example."""
         failed = [f"{check}: {problem}" for check, problem in self.problems.items() if problem]
-        return failed + [f"did not see the mistake {name!r}" for name in self.unseen]
+        failed += [f"did not see the mistake {name!r}" for name in self.unseen]
+        return failed + ([f"the example: {self.example}"] if self.example else [])
 
 
 class FetchError(Exception):
@@ -174,6 +201,35 @@ def judge(client: Client, folder: Path, places: dict[str, str]) -> tuple[dict[st
     return problems, [name for name, problem in seen.items() if not problem or problem.startswith("not reported")]
 
 
+def play_example(client: Client, places: dict[str, str]) -> str:
+    """Run a client's `sweep`, and once with a device that is none; what was wrong, empty if nothing."""
+    environment = {**os.environ, "CADENZA_USER": "sweep"}
+    environment.pop("CADENZA_TOKEN", None)
+    swept, refused = (
+        subprocess.run(
+            [*client.sweep, places["target"], device],
+            cwd=client.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS_MAX,
+            check=False,
+        )
+        for device in ("sim", "nowhere")
+    )
+    said = f"{swept.stdout}{swept.stderr}"
+    found = re.findall(r"^theta (\S+) +energy (\S+)$", swept.stdout, re.MULTILINE)
+    angles = [step * math.pi / 4 for step in range(5)]
+    due = [(math.cos(angle) + math.sin(angle)) / 2 for angle in angles]
+    if swept.returncode or len(found) != len(due) or "counts at pi/2" not in swept.stdout:
+        return said
+    if any(abs(float(energy) - value) > 1e-5 for (_, energy), value in zip(found, due, strict=True)):
+        return f"wrong energies: {said}"
+    if refused.returncode != 1 or not re.search(r"there is no device \W?nowhere", refused.stderr):
+        return f"a device that is none: {refused.stdout}{refused.stderr}"
+    return ""
+
+
 def run(clients: Sequence[Client], say: Callable[[str], None]) -> list[Outcome]:
     """Build and play them all, one after the other."""
     outcomes = []
@@ -197,6 +253,7 @@ def run(clients: Sequence[Client], say: Callable[[str], None]) -> list[Outcome]:
             began = time.monotonic()
             outcome.problems, outcome.unseen = judge(client, Path(name), places)
             outcome.run_s = time.monotonic() - began
+            outcome.example = play_example(client, places)
             for failure in outcome.failed:
                 say(f"{client.name}: FAILED {failure}")
     return outcomes
@@ -212,6 +269,8 @@ def make_table(outcomes: Sequence[Outcome]) -> str:
     count = len(read_mistakes())
     unseen = ["not run" if not outcome.run_s else f"{count - len(outcome.unseen)} of {count}" for outcome in outcomes]
     rows.append(["**mistakes seen**", *unseen])
+    examples = ["not run" if not outcome.run_s else "FAILED" if outcome.example else "pass" for outcome in outcomes]
+    rows.append(["**the example `sweep`**", *examples])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows

@@ -1,11 +1,11 @@
-"""The clients that are cheap enough play the checks against live servers; the others by `python -m
-tests.conformance.run`. Each is skipped by name if its toolchain is not here, or its registry cannot be reached."""
+"""The clients that are cheap enough play the checks against live servers, and run their example; the others by `python
+-m tests.conformance.run`. Each is skipped by name if its toolchain is not here, or its registry cannot be reached."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.run import CLIENTS, FetchError, build, judge
+from tests.conformance.run import CLIENTS, FetchError, build, judge, play_example
 
 CHEAP = ("python", "python-asyncio", "go", "node")
 
@@ -22,3 +22,4 @@ def test_the_client_passes_every_check(client: object, places: dict[str, str], t
     problems, unseen = judge(found, tmp_path, places)
     assert {check: problem for check, problem in problems.items() if problem} == {}
     assert unseen == [], "mistakes that were not seen"
+    assert play_example(found, places) == ""
