@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cadenza_loadtest import cli
 from cadenza_loadtest.driver import make_program
-from cadenza_loadtest.knee import Step, find_knee, judge_step
+from cadenza_loadtest.knee import Step, choose_median, find_knee, judge_step
 from cadenza_loadtest.measurement import Measurement
 from cadenza_loadtest.observer import JobRecord, Observation, Sample
 from cadenza_loadtest.page import make_page
@@ -226,6 +226,14 @@ def test_the_knee_is_found_by_doubling_and_halving(tmp_path: Path) -> None:
     below = find_knee(knee_at(0.5, tmp_path), ["a"], 20.0, steps.append, start=0.1)
     assert below is not None
     assert below.factor == pytest.approx(0.5)
+
+
+def test_of_several_searches_the_one_in_the_middle_counts() -> None:
+    low, middle, high = (Step(factor, 10 * factor, 9.0, 0.0, True) for factor in (2.0, 3.5, 8.0))
+    assert choose_median([high, low, middle]) == middle
+    assert choose_median([high, low]) == low
+    assert choose_median([high, None, low]) == low
+    assert choose_median([None, high, None]) is None
 
 
 def test_the_search_begins_at_the_factor_and_its_report_is_that_of_the_knee(

@@ -1,6 +1,6 @@
 """The highest rates that a server bears: all rates of a scenario are raised together until its latency gives way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cadenza_loadtest.report import Report
@@ -51,6 +51,14 @@ def find_knee(
         else:
             high = middle
     return best
+
+
+def choose_median(found: Sequence[Step | None]) -> Step | None:
+    """Of what several searches found the one in the middle, the lower of two. None, no knee, is below all others.
+
+    One search depends on what the machine does during its few steps.
+    """
+    return sorted(found, key=lambda step: step.factor if step else 0.0)[(len(found) - 1) // 2]
 
 
 def judge_step(report: Report, names: list[str], limit_ms: float, factor: float) -> Step:
