@@ -32,6 +32,7 @@ from qiskit.circuit import (
     PowerModifier,
     QuantumRegister,
 )
+from qiskit.circuit.classical import expr
 from qiskit.circuit.library import (
     CUGate,
     DiagonalGate,
@@ -521,6 +522,18 @@ def test_drift_is_felt_in_noise_as_one_superoperator() -> None:
     assert found[0][0] == found[3][0]
 
 
+def test_a_delay_that_is_a_parameter_is_nothing_without_noise_and_refused_with_it(
+    aer: AerExecutor, noisy: AerExecutor
+) -> None:
+    cycles = Parameter("cycles")
+    circuit = QuantumCircuit(1)
+    circuit.x(0)
+    circuit.delay(cycles, 0, "dt")
+    assert estimate(aer, estimator_pub(circuit, {"Z": 1.0}, [[450_000.0]]))[0] == pytest.approx([-1.0])
+    with pytest.raises(ProgramError, match="assign it, and send a circuit for each length"):
+        estimate(noisy, estimator_pub(circuit, {"Z": 1.0}, [[450_000.0]]))
+
+
 def test_delays_relax_on_a_noisy_device(noisy: AerExecutor) -> None:
     circuit = QuantumCircuit(1)
     circuit.x(0)
@@ -885,6 +898,38 @@ def test_every_standard_gate_runs_by_every_method_that_can_do_it(aer: AerExecuto
         if any(abs(counts.get(index, 0) / 400 - share) > 0.15 for index, share in enumerate(expected)):
             wrong.append(f"{name}: {counts}")
     assert not wrong
+
+
+def test_gates_of_ones_own_deep_in_control_flow_do_what_they_say(aer: AerExecutor) -> None:
+    own = QuantumCircuit(1, name="h")
+    own.x(0)
+    circuit = QuantumCircuit(2, 2)
+    with circuit.for_loop(range(3)), circuit.if_test((circuit.clbits[0], 0)):
+        circuit.append(own.to_gate(), [0])
+        with circuit.if_test((circuit.clbits[1], 0)):
+            circuit.append(own.to_gate(), [1])
+    circuit.measure([0, 1], [0, 1])
+    (registers,) = sample(aer, sampler_pub(circuit), shots=20)
+    assert registers["c"].get_counts() == {"11": 20}
+
+
+@pytest.mark.parametrize("level", [0, 2])
+def test_control_flow_that_only_looks_at_bits_runs_in_its_place(aer: AerExecutor, level: int) -> None:
+    """Aer put the end of a loop without qubits before what stands before the loop, and so left that out."""
+    first, second, last = (ClassicalRegister(size, name) for size, name in ((2, "first"), (3, "second"), (1, "last")))
+    circuit = QuantumCircuit(QuantumRegister(1), first, second, last)
+    with circuit.if_test(expr.less(second, 7)) as otherwise:
+        circuit.measure(0, second[2])
+    with otherwise:
+        pass
+    with circuit.if_test(expr.bit_xor(second[0], first[0])) as otherwise:
+        with circuit.for_loop(range(2)), circuit.if_test((first[1], 1)):
+            circuit.break_loop()
+    with otherwise:
+        circuit.x(0)
+    circuit.measure(0, last)
+    (registers,) = sample(aer, sampler_pub(circuit), shots=20, transpile_level=level)
+    assert registers["last"].get_counts() == {"1": 20}
 
 
 @pytest.mark.parametrize("angle", [np.nan, np.inf, -np.inf])

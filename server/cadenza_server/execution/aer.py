@@ -79,6 +79,14 @@ def prepare(model: DeviceModel, circuit: Any, parameters: Sequence[Any], *, nois
     Raises `ProgramError` for what Aer cannot execute.
     """
     relaxation = model.relaxation if noisy else None
+    if relaxation is not None and any(
+        instruction.name == "delay" and isinstance(instruction.params[0], ParameterExpression)
+        for instruction in circuit.data
+    ):
+        raise ProgramError(
+            "a delay's length is a parameter, and what happens during it is worked out before the values are known: "
+            "assign it, and send a circuit for each length"
+        )
     try:
         # _compile copies the noise model that it gets, to add to it what delays bring: it gets one without errors
         (compiled,), used = model.simulator._compile([circuit], noise_model=relaxation)

@@ -15,7 +15,8 @@ import numpy as np
 import qiskit_qasm3_import
 from cadenza.v1.circuit_pb2 import Circuit
 from qiskit import QuantumCircuit, qasm2, qasm3, qpy
-from qiskit.circuit import AnnotatedOperation, ControlFlowOp, Gate, Instruction, ParameterExpression
+from qiskit.circuit import AnnotatedOperation, ControlFlowOp, Delay, Gate, Instruction, ParameterExpression
+from qiskit.circuit.exceptions import CircuitError
 
 from cadenza_server.execution.cache import LatestUsed
 from cadenza_server.execution.errors import ProgramError
@@ -84,8 +85,7 @@ class CircuitLoader:
             )
         if circuit.num_qubits == 0:
             raise ProgramError("the circuit has no qubits: add at least one")
-        _settle(circuit)
-        return circuit
+        return _settle(circuit)
 
 
 def circuit_digest(message: Circuit) -> bytes:
@@ -95,33 +95,50 @@ def circuit_digest(message: Circuit) -> bytes:
     return hashlib.sha256(content if isinstance(content, bytes) else content.encode()).digest()
 
 
-def _settle(circuit: Any) -> bool:
-    """Refuse what is not finite, and name gates of the circuit's own apart. Returns whether it has such.
+def _settle(circuit: Any) -> Any:
+    """`circuit`, or one in its place, with gates of its own named apart and no control flow without qubits.
 
-    The simulator takes NaN and infinity as angles or in matrices, and gives results that mean nothing. And both it and
-    the transpiler know gates by their names: one that a circuit defines by itself and calls `h` would run as Hadamard.
+    Refuses what is not finite: the simulator takes NaN and infinity as angles or in matrices, and gives results that
+    mean nothing. Both it and the transpiler know gates by their names: one that a circuit defines by itself and calls
+    `h` would run as Hadamard. And the simulator takes control flow apart into operations that it puts into order by
+    their qubits: those of a loop that only looks at bits ran whenever.
     """
-    changed = False
     _check_finite("the global phase", circuit.global_phase)
-    for index, instruction in enumerate(circuit.data):
-        operation = instruction.operation
+    settled = []
+    changed = False
+    for instruction in circuit.data:
+        try:
+            operation, qubits = instruction.operation, instruction.qubits
+        except CircuitError:
+            # Qiskit's reader of QPY gives a delay that is a parameter a unit that Qiskit does not know.
+            operation, qubits = Delay(instruction.params[0], "dt"), instruction.qubits
+            instruction = instruction.replace(operation=operation)
+            changed = True
         for value in getattr(operation, "params", ()):
             if not isinstance(value, QuantumCircuit):
                 _check_finite(f"a parameter of {operation.name}", value)
-        # a branch or the body of a loop
         if isinstance(operation, ControlFlowOp):
-            blocks = [block.copy() for block in operation.blocks]
-            settled = [_settle(block) for block in blocks]
-            if any(settled):
-                circuit.data[index] = instruction.replace(operation=operation.replace_blocks(blocks))
-                changed = True
-            continue
-        own = _name_apart(operation)
-        if own is not operation or isinstance(operation, AnnotatedOperation):
-            # set again even if unchanged: reading QPY leaves out the parameters inside an annotated operation
-            circuit.data[index] = instruction.replace(operation=own)
-            changed = True
-    return changed
+            old = operation.blocks
+            blocks = old
+            if not qubits and circuit.qubits:
+                qubits = (circuit.qubits[0],)
+                blocks = [block.copy() for block in old]
+                for block in blocks:
+                    block.add_bits(qubits)
+            blocks = [_settle(block) for block in blocks]
+            if any(block is not before for block, before in zip(blocks, old, strict=True)):
+                operation = operation.replace_blocks(blocks)
+        else:
+            operation = _name_apart(operation)
+        # reading QPY leaves out the parameters inside an annotated operation: put into a circuit again, they count
+        changed = changed or operation is not instruction.operation or isinstance(operation, AnnotatedOperation)
+        settled.append(instruction.replace(operation=operation, qubits=qubits))
+    if not changed:
+        return circuit
+    anew = circuit.copy_empty_like()
+    for instruction in settled:
+        anew.append(instruction)
+    return anew
 
 
 def _name_apart(operation: Any) -> Any:
@@ -134,15 +151,13 @@ def _name_apart(operation: Any) -> Any:
     definition = None if str(kind.__module__).startswith(_LIBRARY) else getattr(operation, "definition", None)
     if definition is None:
         return operation
-    definition = definition.copy()
-    _settle(definition)
     name = f"{operation.name} (own)"
     own = (
         Gate(name, operation.num_qubits, _real_parts(operation.params))
         if isinstance(operation, Gate)
         else Instruction(name, operation.num_qubits, operation.num_clbits, operation.params)
     )
-    own.definition = definition
+    own.definition = _settle(definition)
     return own
 
 
