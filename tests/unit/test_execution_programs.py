@@ -922,9 +922,9 @@ def test_control_flow_that_only_looks_at_bits_runs_in_its_place(aer: AerExecutor
         circuit.measure(0, second[2])
     with otherwise:
         pass
-    with circuit.if_test(expr.bit_xor(second[0], first[0])) as otherwise:
-        with circuit.for_loop(range(2)), circuit.if_test((first[1], 1)):
-            circuit.break_loop()
+    differ = expr.bit_xor(second[0], first[0])
+    with circuit.if_test(differ) as otherwise, circuit.for_loop(range(2)), circuit.if_test((first[1], 1)):
+        circuit.break_loop()
     with otherwise:
         circuit.x(0)
     circuit.measure(0, last)
