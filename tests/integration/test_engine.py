@@ -640,6 +640,19 @@ async def test_a_calibration_is_expected_to_take_the_time_that_it_asks_for(home:
     assert (await home.engine.get_job(job)).estimate_ns == 9 * SECOND
 
 
+async def test_a_job_behind_a_calibration_has_a_position_if_the_clock_was_set_back(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    await home.open()
+    await home.engine.stop(0)
+    home.clock = VirtualClock(START - 60 * SECOND)
+    await home.open()
+    content = replace(content_of(min_duration_ns=9 * SECOND), program_kind=ProgramKind.CALIBRATION)
+    await home.submit(OPERATOR, job_class=JobClass.CALIBRATION, content=content)
+    waiting = await home.submit()
+    assert (await home.engine.get_job(waiting)).queue_position == 0
+    await home.engine.stop(0)
+
+
 async def test_automatic_calibrations_run_the_devices_own_measurement(tmp_path: Path) -> None:
     home = Home(tmp_path)
     await home.open(settings=replace(RUNTIME_2023, calibration_interval=10 * SECOND, calibration_duration=2 * SECOND))

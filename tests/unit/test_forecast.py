@@ -100,11 +100,11 @@ def test_positions_count_from_the_next_job_and_end_where_nobody_counts_any_more(
     scheduler = Scheduler({"qpu": RUNTIME_2023})
     running, *seqs = queue_jobs(scheduler, 0, STARTS_MAX + 2)
     forecasts = Forecasts(VirtualClock(0))
-    assert forecasts.position(scheduler, "qpu", running) is None
-    assert [forecasts.position(scheduler, "qpu", seq) for seq in seqs[:3]] == [0, 1, 2]
-    assert forecasts.position(scheduler, "qpu", seqs[STARTS_MAX - 1]) == STARTS_MAX - 1
-    assert forecasts.position(scheduler, "qpu", seqs[STARTS_MAX]) is None
-    assert forecasts.position(scheduler, "nothing", seqs[0]) is None
+    assert forecasts.position(scheduler, "qpu", running, 0) is None
+    assert [forecasts.position(scheduler, "qpu", seq, 0) for seq in seqs[:3]] == [0, 1, 2]
+    assert forecasts.position(scheduler, "qpu", seqs[STARTS_MAX - 1], 0) == STARTS_MAX - 1
+    assert forecasts.position(scheduler, "qpu", seqs[STARTS_MAX], 0) is None
+    assert forecasts.position(scheduler, "nothing", seqs[0], 0) is None
 
 
 def test_a_forecast_is_used_again_for_as_long_as_making_it_has_not_paid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,11 +120,13 @@ def test_a_forecast_is_used_again_for_as_long_as_making_it_has_not_paid(monkeypa
 
     monkeypatch.setattr(Scheduler, "forecast_starts", lambda _, *arguments: count(*arguments))
     forecasts = Forecasts(Ticking(0))
-    assert [forecasts.position(scheduler, "qpu", seq) for seq in seqs for _ in range(6)] == [0] * 6 + [1] * 6 + [2] * 6
+    assert [forecasts.position(scheduler, "qpu", seq, 0) for seq in seqs for _ in range(6)] == [0] * 6 + [1] * 6 + [
+        2
+    ] * 6
     assert made == 1
     (new,) = queue_jobs(scheduler, 4, 1)
-    assert forecasts.position(scheduler, "qpu", new) == 3  # it was not in the first one
+    assert forecasts.position(scheduler, "qpu", new, 0) == 3  # it was not in the first one
     assert made == 2
     for _ in range(25):
-        forecasts.position(scheduler, "qpu", seqs[0])
+        forecasts.position(scheduler, "qpu", seqs[0], 0)
     assert made == 3  # that one was kept for 20 ms

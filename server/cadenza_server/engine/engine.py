@@ -533,7 +533,7 @@ class Engine:
     def _queue_position(self, view: JobView) -> int | None:
         if view.state is not JobState.QUEUED:
             return None
-        return self._forecasts.position(self._writer.scheduler, view.device, view.seq)
+        return self._forecasts.position(self._writer.scheduler, view.device, view.seq, self.now())
 
     async def list_jobs(self, where: JobFilter, *, page_size: int = 100, page_token: str = "") -> Page[JobView]:
         """Jobs by `seq`, the newest first unless asked otherwise. INVALID_PAGE_TOKEN."""

@@ -28,9 +28,9 @@ class Forecasts:
         self._clock = clock
         self._latest: dict[str, _Forecast] = {}
 
-    def position(self, scheduler: Scheduler, device: str, seq: int) -> int | None:
+    def position(self, scheduler: Scheduler, device: str, seq: int, now: int) -> int | None:
         """How many queued jobs the device would start before this one; None if there is no telling, or if they are
-        `STARTS_MAX` or more."""
+        `STARTS_MAX` or more. `now`: the scheduler's time, which is ahead of the clock if that was set back."""
         begin = self._clock.now()
         latest = self._latest.get(device)
         # A job that is not in it may be new: with fewer than STARTS_MAX waiting, it is cheap to look again.
@@ -40,7 +40,7 @@ class Forecasts:
             and (seq in latest.positions or len(latest.positions) == STARTS_MAX)
         ):
             return latest.positions.get(seq)
-        seqs = scheduler.forecast_starts(device, begin, STARTS_MAX)
+        seqs = scheduler.forecast_starts(device, now, STARTS_MAX)
         positions = {started: position for position, started in enumerate(seqs)}
         end = self._clock.now()
         self._latest[device] = _Forecast(positions, end + _KEPT_TIMES * (end - begin))
