@@ -31,7 +31,8 @@ class Circuit(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     qpy: _builtins.bytes
     """One circuit as Qiskit's QPY writes it (magic `QISKIT`). Supported QPY versions are in `ServerInfo`. A payload of
-    several circuits, or one that needs symengine or pickle to be read, is refused.
+    several circuits, or one that needs symengine or pickle to be read, is refused. QPY keeps no units of delays: they
+    are read as cycles (`dt`) of the device, so put them into cycles before writing.
     """
     openqasm3: _builtins.str
     """OpenQASM 3 text. `input` declarations of type angle or float become the circuit's parameters."""
