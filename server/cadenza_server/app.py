@@ -144,15 +144,17 @@ class Server:
             ),
         )
 
-    async def start(self) -> Address:
-        """Bind, open the store, start the devices, serve. Raises `ServeError` or `ConfigError`, with nothing left."""
+    async def start(self, *, wait_for_devices: bool = True) -> Address:
+        """Bind, open the store, start the devices, serve. Without `wait_for_devices` it returns as soon as calls are
+        answered: jobs are accepted and wait for the devices' workers, and so does whoever asks what a device is.
+        Raises `ServeError` or `ConfigError`, with nothing left."""
         check_exposure(self._config)
         server = self._build()
         self.address = self._bind(server)
         self._store.address = str(self.address)
         try:
             self._serve_metrics()
-            await self.engine.start()
+            await self.engine.start(wait_for_devices=wait_for_devices)
         except BaseException as error:
             await self._stop_metrics()
             await server.stop(None)
@@ -275,8 +277,11 @@ class Server:
         reflection.enable_server_reflection(shown, server, pool=ReflectionPool())
         return server
 
-    def _describe(self, name: str) -> device_pb2.Device:
-        return cast(Device, self.engine.device(name)).description
+    async def _describe(self, name: str) -> device_pb2.Device:
+        """Right after the start it waits for the device's first worker, which alone knows its model."""
+        device = cast(Device, self.engine.device(name))
+        await device.wait_for_first()
+        return device.description
 
     def _bind(self, server: grpc.aio.Server) -> Address:
         listen = self._config.listen
@@ -373,7 +378,7 @@ async def serve(config: Config, *, ready_file: Path | None = None, until_stdin_c
         _call_at_end_of_stdin(loop, asked.set)
     gc.collect()
     gc.disable()  # until `tune_process`: the collector would look again and again through what the start takes up
-    address = await server.start()
+    address = await server.start(wait_for_devices=False)
     tune_process()
     try:
         if ready_file is not None:

@@ -2,11 +2,13 @@
 
 import io
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+PLUGINS = Path(__file__).parents[1] / "plugins"
 SMALL = "[devices.sim]\nnum_qubits = 20\n"
 
 
@@ -42,6 +45,36 @@ def test_a_signal_stops_it_cleanly(tmp_path: Path, kit: Any, number: int) -> Non
         assert json.loads((tmp_path / "ready").read_text()) == {"address": server.address}
         assert server.stop(number) == 0
         assert not (tmp_path / "ready").exists()
+        assert "Traceback" not in server.output
+
+
+def test_it_serves_while_its_workers_still_load(tmp_path: Path, kit: Any, connect: Any) -> None:
+    gate = tmp_path / "gate"
+    plugins = str(PLUGINS) + os.pathsep + os.environ.get("PYTHONPATH", "")
+    environment = {"PYTHONPATH": plugins, "UNRULY_GATE": str(gate)}
+    configuration = '[devices.late]\nkind = "unruly"\n'
+    get = device_service_pb2.GetDeviceRequest(name="late")
+    with kit.running(tmp_path, configuration, environment=environment) as server:
+        ann = connect("ann", address=server.address)
+        with grpc.insecure_channel(server.address) as channel:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        job = ann.submit(kit.sampler_job(device="late"))
+        assert (
+            ann.jobs("GetJob", job_service_pb2.GetJobRequest(job_id=job.job_id)).job.state == job_pb2.JOB_STATE_QUEUED
+        )
+        with ThreadPoolExecutor(1) as thread:
+            found = thread.submit(ann.devices, "GetDevice", get)
+            # it is asked before this is, and not answered
+            ann.jobs("GetJob", job_service_pb2.GetJobRequest(job_id=job.job_id))
+            assert not found.done()
+            gate.touch()
+            assert found.result(30).device.state != device_pb2.DEVICE_STATE_OFFLINE
+        assert ann.wait(job.job_id).state == job_pb2.JOB_STATE_SUCCEEDED
+        assert server.stop() == 0
+    gate.unlink()
+    with kit.running(tmp_path, configuration, environment=environment) as server:
+        assert server.stop() == 0
         assert "Traceback" not in server.output
 
 

@@ -1,6 +1,6 @@
 """`DeviceService`: shows the devices, and calibrates them. Everybody sees devices; operators calibrate them."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from cadenza.v1 import device_pb2, device_service_pb2, device_service_pb2_grpc, job_pb2, program_pb2
 
@@ -14,17 +14,20 @@ from cadenza_server.model.errors import Refusal
 
 
 class DeviceServicer(device_service_pb2_grpc.DeviceServiceServicer):
-    """Devices. `describe(name)` gives what does not change of a device, properties as configured included."""
+    """Devices. `describe(name)` gives what does not change of a device, properties as configured included, when that
+    is known."""
 
-    def __init__(self, scope: Scope, submitter: JobSubmitter, describe: Callable[[str], device_pb2.Device]) -> None:
+    def __init__(
+        self, scope: Scope, submitter: JobSubmitter, describe: Callable[[str], Awaitable[device_pb2.Device]]
+    ) -> None:
         self._engine = scope.engine
         self._submitter = submitter
         self._describe = describe
 
-    def _convert(self, name: str, *, with_properties: bool) -> device_pb2.Device:
-        view = self._engine.device_view(name)
+    async def _convert(self, name: str, *, with_properties: bool) -> device_pb2.Device:
         message = device_pb2.Device()
-        message.CopyFrom(self._describe(name))
+        message.CopyFrom(await self._describe(name))  # first: it may wait
+        view = self._engine.device_view(name)
         fill_device(message, view, with_properties=with_properties)
         return message
 
@@ -35,7 +38,7 @@ class DeviceServicer(device_service_pb2_grpc.DeviceServiceServicer):
         names, token = cut_page(
             self._engine.device_names(), lambda name: name, check_page_size(request.page_size), request.page_token, ""
         )
-        devices = [self._convert(name, with_properties=False) for name in names]
+        devices = [await self._convert(name, with_properties=False) for name in names]
         return device_service_pb2.ListDevicesResponse(devices=devices, next_page_token=token)
 
     async def GetDevice(
@@ -43,7 +46,7 @@ class DeviceServicer(device_service_pb2_grpc.DeviceServiceServicer):
     ) -> device_service_pb2.GetDeviceResponse:
         """One device with its properties."""
         name = check_id(request.name, "name")
-        return device_service_pb2.GetDeviceResponse(device=self._convert(name, with_properties=True))
+        return device_service_pb2.GetDeviceResponse(device=await self._convert(name, with_properties=True))
 
     async def SubmitCalibration(
         self, request: device_service_pb2.SubmitCalibrationRequest, context: Context

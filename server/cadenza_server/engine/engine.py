@@ -108,11 +108,12 @@ class Engine:
         self._forecasts = Forecasts(clock)
         self._requests: dict[tuple[str, str], tuple[bytes, asyncio.Task[object]]] = {}
 
-    async def start(self) -> None:
-        """Open the store, take up what it holds, start the devices. Raises `StoreError` with a sentence."""
+    async def start(self, *, wait_for_devices: bool = True) -> None:
+        """Open the store, take up what it holds, start the devices. Without `wait_for_devices` it returns when it can
+        be asked, and jobs wait until the devices are ready. Raises `StoreError` with a sentence."""
         await self._store.open(self._clock.now())
         try:
-            await self._writer.start()
+            await self._writer.start(wait_for_devices=wait_for_devices)
         except BaseException:
             await self._store.close()
             raise

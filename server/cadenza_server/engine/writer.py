@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from cadenza.v1 import program_pb2
 
@@ -193,7 +193,7 @@ class Writer:
         self._heartbeat: Timer | None = None
         self._rebuild_timer: Timer | None = None
         self._rebuild_after = REBUILD_AFTER_NS
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._idle: asyncio.Event | None = None
         self._forget_memory()
 
@@ -211,24 +211,33 @@ class Writer:
         return self._last_now
 
     # --- life ---------------------------------------------------------------------------------------------------
-    async def start(self) -> None:
-        """Take up what the (open) store holds, and start the devices meanwhile. Raises `StoreError`."""
-        starting = asyncio.gather(*(device.start() for device in self.devices.values()), return_exceptions=True)
-        await asyncio.sleep(0)  # so that they have begun: much of what follows keeps the loop
+    async def start(self, *, wait_for_devices: bool) -> None:
+        """Take up what the (open) store holds, then start the devices: their workers would take the processors that
+        reading needs. `wait_for_devices`: until each has a worker, or could not start one. Raises `StoreError`."""
         try:
             await self._take_up()
         except Exception as error:
             self._cancel_timers()
-            starting.cancel()
-            await asyncio.gather(*(device.stop() for device in self.devices.values()))
             if not isinstance(error, Refusal):
                 raise
             raise StoreError(f"the store in {self._store.data_dir} cannot be written: free the disk") from error
-        results = await starting
-        failed = [result for result in results if isinstance(result, BaseException)]
-        if failed:
+        starting = asyncio.get_running_loop().create_task(self._start_devices())
+        if not wait_for_devices:
+            self._tasks.add(starting)
+            starting.add_done_callback(self._tasks.discard)
+        elif failed := await starting:
             await self.stop(0)
-            raise failed[0]
+            raise failed
+
+    async def _start_devices(self) -> BaseException | None:
+        """Returns the first failure, if there is one; all are logged."""
+        devices = self.devices
+        results = await asyncio.gather(*(device.start() for device in devices.values()), return_exceptions=True)
+        failed = [result for result in results if isinstance(result, BaseException)]
+        for name, result in zip(devices, results, strict=True):
+            if isinstance(result, BaseException):
+                _log.error("device %s could not be started", name, exc_info=result)
+        return failed[0] if failed else None
 
     async def _take_up(self) -> None:
         loaded = await self._store.read(restart.load)

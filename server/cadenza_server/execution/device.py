@@ -136,6 +136,11 @@ class Device:
         """Start the workers. Returns when the first is warm, or has failed to start; starting goes on behind then."""
         self._loop = asyncio.get_running_loop()
         self._start_worker()
+        await self.wait_for_first()
+
+    async def wait_for_first(self) -> None:
+        """Until the first worker is warm, or has failed to start, or the device is stopped: `description` says then
+        what there is to say."""
         await self._first.wait()
 
     def run(self, assignment: Assignment) -> None:
@@ -158,6 +163,7 @@ class Device:
     async def stop(self) -> None:
         """End the workers, and what they run, without a report."""
         self._stopping = True
+        self._first.set()
         if self._run is not None:
             self._run.disarm()
             self._run = None
