@@ -1109,6 +1109,7 @@ def test_what_means_nothing_here_is_refused_unless_it_is_none(service: CadenzaSe
 def test_a_backend_s_configuration_is_attributes_of_it_too(service: CadenzaService) -> None:
     backend = service.backend("aer")
     assert backend.n_qubits == backend.configuration().n_qubits == 4
+    assert backend.configuration().dt == backend.dt
     assert backend.dynamic_circuits is False
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = backend.no_such_thing

@@ -251,6 +251,7 @@ class CadenzaBackend(BackendV2):  # type: ignore[misc]
             basis_gates=list(device.basis_gates),
             coupling_map=pairs or None,
             supported_instructions=list(device.basis_gates),
+            dt=self._cycle(),
             dynamic_circuits="if_else" in device.basis_gates,
             local=False,
             memory=True,
