@@ -361,7 +361,7 @@ def test_a_watch_that_is_never_read_is_ended_and_slows_nobody(tmp_path: Path, co
             for answer in unread:
                 last = answer.event.event_number
         assert (refused().code, refused().reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCH_TOO_SLOW")
-        assert refused().metadata["resume_after"] == str(last)
+        assert refused().metadata == {"resume_after": str(last), "limit": "watch_backlog_max"}
         assert last < seen[-1]
         assert find(refused(), RetryInfo) is not None
         resumed = session_service_pb2.WatchSessionRequest(session_id=name, resume_after=last)

@@ -61,6 +61,7 @@ class Watcher:
             return
         behind = len(self._queue)
         if behind >= self._all.behind_max or (behind >= BACKLOG_FAIR and self._all.changes >= BACKLOG_MAX):
+            metadata = {"limit": "watch_backlog_max"} if behind >= self._all.behind_max else {}
             self.forget()
             self._all.ended()
             self.end(
@@ -68,6 +69,7 @@ class Watcher:
                     Code.RESOURCE_EXHAUSTED,
                     "WATCH_TOO_SLOW",
                     "this watch was read too slowly: watch again and resume after the last event number seen",
+                    metadata=metadata,
                 )
             )
             return
