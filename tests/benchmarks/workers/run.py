@@ -130,10 +130,9 @@ async def measure(kind: str, kills: int) -> list[str]:
     return [
         f"| `{kind}`: start of the first worker, cold | {cold:.2f} s | |",
         f"| `{kind}`: the next run alone, p50 | {quantile(alone, 0.5):.1f} ms | |",
-        f"| `{kind}`: a worker killed, until the loss is told, p50 / p99 / slowest of {kills} | "
-        f"{summary([told for told, _ in killed])} | |",
-        f"| `{kind}`: the same, until the next run's result | "
-        f"{summary([end for _, end in killed])} | p99 at most 50 ms |",
+        f"| `{kind}`: a worker killed, until the loss is told and the next run handed on, p50 / p99 / slowest "
+        f"of {kills} | {summary([told for told, _ in killed])} | p99 at most 50 ms |",
+        f"| `{kind}`: the same, until the next run's result | {summary([end for _, end in killed])} | |",
         f"| `{kind}`: a run cancelled, until a warm worker has taken up the next | "
         f"{summary([taken for taken, _ in cancelled])} | p99 at most 15 ms |",
         f"| `{kind}`: the same, until that one's result | {summary([end for _, end in cancelled])} | |",
