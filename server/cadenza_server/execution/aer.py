@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from qiskit.circuit import Parameter, ParameterExpression
+from qiskit.circuit import ControlFlowOp, Parameter, ParameterExpression
 from qiskit_aer.backends.aer_compiler import assemble_circuits, generate_aer_config
 from qiskit_aer.backends.backend_utils import LIBRARY_DIR
 from qiskit_aer.backends.controller_wrappers import AerConfig
@@ -89,7 +89,7 @@ def prepare(model: DeviceModel, circuit: Any, parameters: Sequence[Any], *, nois
         )
     try:
         # _compile copies the noise model that it gets, to add to it what delays bring: it gets one without errors
-        (compiled,), used = model.simulator._compile([circuit], noise_model=relaxation)
+        (compiled,), used = model.simulator._compile([_anchor(circuit)], noise_model=relaxation)
         # Converting writes zeros for the parameters of some gates (`cu`) into those very gates, and the circuit is
         # prepared more than once.
         converted, index_maps = assemble_circuits([copy.deepcopy(compiled)])
@@ -107,6 +107,39 @@ def prepare(model: DeviceModel, circuit: Any, parameters: Sequence[Any], *, nois
         noise=_cut_to(errors, compiled) if errors else {},
         dense_shots=_dense_shots(model, compiled) if errors else None,
     )
+
+
+def _anchor(circuit: Any) -> Any:
+    """`circuit`, or one in its place in which all control flow has a qubit.
+
+    Aer takes control flow apart into operations that it puts into order by their qubits: those of a loop that only
+    looks at bits would run whenever. The qubit is one that the circuit uses anyway, so that the state does not grow.
+    """
+    if not circuit.qubits:
+        return circuit
+    used = next((instruction.qubits[0] for instruction in circuit.data if instruction.qubits), circuit.qubits[0])
+    changed = False
+    anchored = []
+    for instruction in circuit.data:
+        operation, qubits = instruction.operation, instruction.qubits
+        if isinstance(operation, ControlFlowOp):
+            blocks = list(operation.blocks)
+            if not qubits:
+                qubits = (used,)
+                blocks = [block.copy() for block in blocks]
+                for block in blocks:
+                    block.add_bits(qubits)
+            blocks = [_anchor(block) for block in blocks]
+            if any(block is not before for block, before in zip(blocks, operation.blocks, strict=True)):
+                instruction = instruction.replace(operation=operation.replace_blocks(blocks), qubits=qubits)
+                changed = True
+        anchored.append(instruction)
+    if not changed:
+        return circuit
+    anew = circuit.copy_empty_like()
+    for instruction in anchored:
+        anew.append(instruction)
+    return anew
 
 
 def prepare_batch(

@@ -96,43 +96,35 @@ def circuit_digest(message: Circuit) -> bytes:
 
 
 def _settle(circuit: Any) -> Any:
-    """`circuit`, or one in its place, with gates of its own named apart and no control flow without qubits.
+    """`circuit`, or one in its place, with gates of its own named apart.
 
     Refuses what is not finite: the simulator takes NaN and infinity as angles or in matrices, and gives results that
     mean nothing. Both it and the transpiler know gates by their names: one that a circuit defines by itself and calls
-    `h` would run as Hadamard. And the simulator takes control flow apart into operations that it puts into order by
-    their qubits: those of a loop that only looks at bits ran whenever.
+    `h` would run as Hadamard.
     """
     _check_finite("the global phase", circuit.global_phase)
     settled = []
     changed = False
     for instruction in circuit.data:
         try:
-            operation, qubits = instruction.operation, instruction.qubits
+            operation = instruction.operation
         except CircuitError:
             # Qiskit's reader of QPY gives a delay that is a parameter a unit that Qiskit does not know.
-            operation, qubits = Delay(instruction.params[0], "dt"), instruction.qubits
+            operation = Delay(instruction.params[0], "dt")
             instruction = instruction.replace(operation=operation)
             changed = True
         for value in getattr(operation, "params", ()):
             if not isinstance(value, QuantumCircuit):
                 _check_finite(f"a parameter of {operation.name}", value)
         if isinstance(operation, ControlFlowOp):
-            old = operation.blocks
-            blocks = old
-            if not qubits and circuit.qubits:
-                qubits = (circuit.qubits[0],)
-                blocks = [block.copy() for block in old]
-                for block in blocks:
-                    block.add_bits(qubits)
-            blocks = [_settle(block) for block in blocks]
-            if any(block is not before for block, before in zip(blocks, old, strict=True)):
+            blocks = [_settle(block) for block in operation.blocks]
+            if any(block is not before for block, before in zip(blocks, operation.blocks, strict=True)):
                 operation = operation.replace_blocks(blocks)
         else:
             operation = _name_apart(operation)
         # reading QPY leaves out the parameters inside an annotated operation: put into a circuit again, they count
         changed = changed or operation is not instruction.operation or isinstance(operation, AnnotatedOperation)
-        settled.append(instruction.replace(operation=operation, qubits=qubits))
+        settled.append(instruction.replace(operation=operation))
     if not changed:
         return circuit
     anew = circuit.copy_empty_like()
