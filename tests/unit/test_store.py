@@ -326,6 +326,46 @@ async def test_nothing_is_on_disk_when_the_file_is_not_there_any_more(store: Sto
         await store.commit(Batch())
 
 
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+async def test_nothing_is_on_disk_when_its_log_is_not_there_any_more_and_a_stop_folds_what_was(
+    store: Store, suffix: str
+) -> None:
+    kept = Batch()
+    kept.add(PUT_META, ("kept", 1))
+    await store.commit(kept)
+    store.path.with_name(store.path.name + suffix).unlink()
+    with pytest.raises(StoreError, match=f"{suffix} was removed or replaced .* do not kill it"):
+        await store.commit(Batch())
+    await store.close()
+    with closing(sqlite3.connect(f"{store.path.as_uri()}?immutable=1", uri=True)) as connection:
+        assert connection.execute("SELECT value FROM meta WHERE key = 'kept'").fetchall() == [(1,)]
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_nothing_is_written_when_another_server_may_have_the_store(store: Store, again: bool) -> None:
+    (store.data_dir / "lock").unlink()
+    other = Store(store.data_dir)
+    await other.open(1)
+    for number in range(2):
+        if again:  # a process that writes is started anew, and finds the other's lock in the place of ours
+            assert store._committer is not None
+            process = store._committer._process
+            assert process is not None
+            process.kill()
+            await asyncio.to_thread(process.wait)
+        batch = Batch()
+        batch.add(PUT_META, ("lost", number))
+        with pytest.raises(StoreError, match=r"lock was removed or replaced .*: stop this one|has ended"):
+            await store.commit(batch)
+    assert await store.read(values) == {}
+    await store.close()
+    kept = Batch()
+    kept.add(PUT_META, ("kept", 1))
+    await other.commit(kept)
+    assert await other.read(values) == {"kept": 1}
+    await other.close()
+
+
 async def test_no_file_is_made_where_one_was_moved_aside_so_its_log_is_not_thrown_away(store: Store) -> None:
     assert store._committer is not None
     process = store._committer._process

@@ -25,6 +25,9 @@ from typing import Final
 
 HEADER: Final = struct.Struct("<Q")
 
+LOCK_NAME: Final = "lock"
+"""Of the file beside the store's that a server locks, so that no other one writes the store."""
+
 PRAGMAS: Final = (("journal_mode", "wal"), ("synchronous", 2), ("cache_size", -65536), ("foreign_keys", 0))
 
 LOG_ROWS: Final = 3_000
@@ -104,10 +107,12 @@ def connect(path: str, *, check_same_thread: bool = True) -> sqlite3.Connection:
 
 
 class _File:
-    """The store's file, and whether it is still the one that was opened."""
+    """The store's file with its log and the log's index, and whether they are still the ones that were opened. `lock`:
+    a descriptor of the lock that this process's server holds."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, lock: int | None = None) -> None:
         self._path = path
+        self._lock = None if lock is None else (os.path.join(os.path.dirname(path), LOCK_NAME), _identify(lock))
         self._connection = connect(path)
         for name, value in PRAGMAS:
             self._connection.execute(f"PRAGMA {name} = {value}")
@@ -117,13 +122,20 @@ class _File:
         self._connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES_MAX}")
         self._rows = 0
         """Written since the log was folded."""
-        self._identity = self._identify()
+        self._files = [(each, _identify(each)) for each in (path, f"{path}-wal", f"{path}-shm")]
 
     def commit(self, groups: Groups) -> str | None:
         """Write one batch, all or nothing; None, or why not."""
         connection = self._connection
         try:
             connection.execute("BEGIN IMMEDIATE")
+            if self._lock is not None and _identify(self._lock[0]) != self._lock[1]:
+                # Nothing keeps another server from the store any more: two that write it would ruin it.
+                connection.execute("ROLLBACK")
+                return (
+                    f"{self._lock[0]} was removed or replaced while the server ran, so another server may write the "
+                    "store: stop this one"
+                )
             for statement, values in expand(groups):
                 connection.execute(statement, values)
             connection.execute("COMMIT")
@@ -135,9 +147,15 @@ class _File:
                 return f"cannot write {self._path} ({error}), nor roll back ({second})"
             return f"cannot write {self._path} ({error})"
         self._rows += sum(len(rows) for _, rows in groups)
-        if self._identify() != self._identity:
-            # SQLite goes on writing to a file that nobody can open any more: that is no disk to be on.
-            return f"{self._path} was removed or replaced while the server ran: stop it and restore the file"
+        # SQLite goes on writing to files that nobody can open any more: that is no disk to be on.
+        for path, identity in self._files:
+            if _identify(path) != identity:
+                advice = (
+                    "stop it and restore the file"
+                    if path == self._path
+                    else "stop it with SIGTERM, so that what was acknowledged is folded into the file; do not kill it"
+                )
+                return f"{path} was removed or replaced while the server ran: {advice}"
         return None
 
     def tidy(self) -> None:
@@ -152,21 +170,23 @@ class _File:
         """Fold the log into the file."""
         self._connection.close()
 
-    def _identify(self) -> tuple[int, int] | None:
-        """Which file stands at the path; None if there is none."""
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
+
+def _identify(path: str | int) -> tuple[int, int] | None:
+    """Which file stands at the path, or is open as the descriptor; None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
-def run(path: str) -> None:
-    """Open the file at `path` and write what comes in, until nothing comes any more."""
+def run(path: str, lock: int | None = None) -> None:
+    """Open the file at `path` and write what comes in, until nothing comes any more. `lock`: a descriptor of the lock
+    beside it; what comes is written as long as that is in its place."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     try:
-        file = _File(path)
+        file = _File(path, lock)
     except sqlite3.Error as error:
         _answer(f"cannot open {path} ({error}): free the disk, or restore a backup")
         return
@@ -188,4 +208,4 @@ def _answer(sentence: str | None) -> None:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1])
+    run(sys.argv[1], *map(int, sys.argv[2:]))

@@ -46,7 +46,7 @@ class Committer(asyncio.Protocol):
         with theirs:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
             # -I and -S: nothing of the user's environment is imported, and nothing that takes time.
-            command = [sys.executable, "-I", "-S", commit_process.__file__, str(path)]
+            command = [sys.executable, "-I", "-S", commit_process.__file__, str(path), str(lock)]
             try:
                 self._process = await asyncio.to_thread(
                     lambda: subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno(), pass_fds=(lock,))

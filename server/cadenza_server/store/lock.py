@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from cadenza_server.store.commit_process import LOCK_NAME
 from cadenza_server.store.errors import StoreError, StoreInUse
 
 LAST_WORDS_SECONDS: Final = 10.0
@@ -23,7 +24,7 @@ class Lock:
     comes later is told of `address`, where this server is found. Raises `StoreInUse` if somebody else holds it."""
 
     def __init__(self, data_dir: Path, now: int, address: str = "") -> None:
-        path = data_dir / "lock"
+        path = data_dir / LOCK_NAME
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
