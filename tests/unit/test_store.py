@@ -341,6 +341,16 @@ async def test_nothing_is_on_disk_when_its_log_is_not_there_any_more_and_a_stop_
         assert connection.execute("SELECT value FROM meta WHERE key = 'kept'").fetchall() == [(1,)]
 
 
+async def test_a_file_that_has_no_log_yet_is_written_with_one(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "data.db")) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("CREATE TABLE notes (word)")
+    file = commit_process._File(str(tmp_path / "data.db"))
+    for _ in range(2):
+        assert file.commit([("INSERT INTO notes VALUES (?)", [("kept",)])]) is None
+    file.close()
+
+
 @pytest.mark.parametrize("again", [False, True])
 async def test_nothing_is_written_when_another_server_may_have_the_store(store: Store, again: bool) -> None:
     (store.data_dir / "lock").unlink()

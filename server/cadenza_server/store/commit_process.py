@@ -122,6 +122,7 @@ class _File:
         self._connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES_MAX}")
         self._rows = 0
         """Written since the log was folded."""
+        self._connection.execute("SELECT * FROM sqlite_master").fetchall()  # makes the log of a file without one
         self._files = [(each, _identify(each)) for each in (path, f"{path}-wal", f"{path}-shm")]
 
     def commit(self, groups: Groups) -> str | None:
