@@ -30,6 +30,7 @@ ANSWER_SECONDS_MAX: Final = 5.0
 
 _LONG: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 300, 900, 3_600, 14_400, 43_200, 86_400)
 _SHORT: Final = (0.000_01, 0.000_03, 0.000_1, 0.000_3, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3)
+_LAGS: Final = (0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.3, 1, 3)
 _COUNTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 
 
@@ -69,7 +70,7 @@ class Metrics(Observer):
             "cadenza_commit_calls", "Calls that one commit answered.", buckets=(0, *_COUNTS), registry=own
         )
         self._lag = Histogram(
-            "cadenza_event_loop_lag_seconds", "How late the event loop was.", buckets=_SHORT[4:], registry=own
+            "cadenza_event_loop_lag_seconds", "How late the event loop was.", buckets=_LAGS, registry=own
         )
         self._slow = Counter(
             "cadenza_watches_ended_slow", "Watches that were ended as they were read too slowly.", registry=own
@@ -92,10 +93,12 @@ class Metrics(Observer):
     def decided(self, began: float, events: Sequence[Event]) -> None:
         """See `Observer`."""
         self._decisions.observe(time.perf_counter() - began)
+        accepted: dict[tuple[str, str], int] = {}  # a call may queue a thousand of a kind
         for event in events:
             match event:
                 case JobQueued():
-                    self._accepted.labels(event.device, event.job_class.value).inc()
+                    key = (event.device, event.job_class.value)
+                    accepted[key] = accepted.get(key, 0) + 1
                 case RunStarted():
                     self._runs_started.labels(event.device, event.rule.value).inc()
                 case RunFinished():
@@ -108,6 +111,8 @@ class Metrics(Observer):
                     self._ended.labels(event.device, event.state.value, reason).inc(count)
                 case HoldEnded():
                     self._held[event.device] += event.end - event.start
+        for labels, count in accepted.items():
+            self._accepted.labels(*labels).inc(count)
 
     def started(self, event: RunStarted, waited: int) -> None:
         """See `Observer`."""

@@ -477,6 +477,51 @@ async def test_a_name_is_taken_for_ever(home: Home) -> None:
     assert (caught.value.code, caught.value.reason) == (Code.ALREADY_EXISTS, "NAME_TAKEN")
 
 
+async def test_a_name_is_taken_while_all_that_was_ever_called_so_is_on_its_way_to_disk(
+    held: tuple[Home, HeldStore],
+) -> None:
+    home, store = held
+    engine = home.engine
+    await quiet(home)
+    store.gate.clear()
+    jobs = [asyncio.create_task(home.submit(job="mine"))]
+    await settle(lambda: home.device.running is not None)
+    home.device.end()
+    jobs.append(asyncio.create_task(home.submit(BOB, job="mine")))
+    sessions = [asyncio.create_task(home.session())]
+    await settle(lambda: "s" in engine._writer.recorder.sessions)
+    over = asyncio.create_task(engine.execute(CancelSession(session="s", caller=ALICE)))
+    await settle(lambda: engine._writer.scheduler.session_record("s") is None)
+    sessions.append(asyncio.create_task(home.session(caller=BOB)))
+    await asyncio.sleep(0.05)  # both would be entered by now
+    store.gate.set()
+    assert await jobs[0] == "mine"
+    await asyncio.gather(sessions[0], over)
+    for late in (jobs[1], sessions[1]):
+        with pytest.raises(Refusal) as caught:
+            await late
+        assert (caught.value.code, caught.value.reason) == (Code.ALREADY_EXISTS, "NAME_TAKEN")
+    assert engine._writer.stage is Stage.RUNNING
+
+
+async def test_a_name_of_a_call_whose_caller_left_is_taken_when_the_call_is_on_disk(
+    held: tuple[Home, HeldStore],
+) -> None:
+    home, store = held
+    await quiet(home)
+    store.gate.clear()
+    first = asyncio.create_task(home.submit(job="mine"))
+    await settle(lambda: home.device.running is not None)
+    first.cancel()
+    home.device.end()
+    late = asyncio.create_task(home.submit(BOB, job="mine"))
+    await asyncio.sleep(0.05)  # it would be entered by now
+    store.gate.set()
+    with pytest.raises(Refusal, match="choose another name"):
+        await late
+    assert first.cancelled()
+
+
 async def test_a_job_in_a_final_state_is_not_changed_and_belongs_to_its_owner(home: Home) -> None:
     job = await home.submit()
     home.device.end()

@@ -151,12 +151,15 @@ def find_words(values: Sequence[int], words: Mapping[W, int], field: str) -> fro
 
 def make_key(caller: Caller, method: str, request_id: str, request: Message) -> RequestKey | None:
     """What makes a call safe to repeat; None without a `request_id`."""
+    check_request_id(request_id)
     if not request_id:
         return None
-    if len(request_id) > REQUEST_ID_LENGTH_MAX:
-        raise invalid(
-            "request_id", f"it has {len(request_id)} characters, {REQUEST_ID_LENGTH_MAX} are allowed: take a UUID"
-        )
     digest = hashlib.sha256(method.encode())
     digest.update(request.SerializeToString(deterministic=True))
     return RequestKey(caller=caller.path, request_id=request_id, digest=digest.digest())
+
+
+def check_request_id(value: str) -> None:
+    """The `request_id` of a call; empty: none."""
+    if len(value) > REQUEST_ID_LENGTH_MAX:
+        raise invalid("request_id", f"it has {len(value)} characters, {REQUEST_ID_LENGTH_MAX} are allowed: take a UUID")

@@ -16,6 +16,7 @@ from cadenza_server.clock import Clock
 from cadenza_server.engine import event_json, history
 from cadenza_server.engine.forecasts import Forecasts
 from cadenza_server.engine.ids import Ids
+from cadenza_server.engine.names import Names
 from cadenza_server.engine.notices import JobEnded, JobSnapshot, Notice, SessionSnapshot
 from cadenza_server.engine.observer import Observer
 from cadenza_server.engine.payloads import Payload
@@ -24,7 +25,7 @@ from cadenza_server.engine.recorder import INLINE_RESULT_BYTES_MAX, Published, a
 from cadenza_server.engine.retention import Cleaner, Retention
 from cadenza_server.engine.views import DeviceView, Figures, JobContent, RequestKey, UsageView
 from cadenza_server.engine.watches import Watches
-from cadenza_server.engine.writer import Device, DevicePlan, Stage, Writer, stopping, store_unavailable
+from cadenza_server.engine.writer import Answer, Device, DevicePlan, Stage, Writer, stopping, store_unavailable
 from cadenza_server.model.commands import (
     Caller,
     CancelJob,
@@ -107,6 +108,7 @@ class Engine:
         self._cleaner = Cleaner(retention, self._writer, store, clock) if retention is not None else None
         self._forecasts = Forecasts(clock)
         self._requests: dict[tuple[str, str], tuple[bytes, asyncio.Task[object]]] = {}
+        self._names = {kind: Names() for kind in reads.NAMED}
 
     async def start(self, *, wait_for_devices: bool = True) -> None:
         """Open the store, take up what it holds, start the devices. Without `wait_for_devices` it returns when it can
@@ -219,6 +221,8 @@ class Engine:
         named = []
         prepared = []
         many = len(jobs) > 1
+        if many:
+            await self._writer.wait_for_turn()
         make, alike, estimate = self._ids.make, None, None
         for index, (job, content) in enumerate(zip(jobs, contents, strict=True)):
             name = job.job
@@ -233,17 +237,38 @@ class Engine:
                 alike = known_by
                 estimate = self._predict(job, content) if job.estimate is None else job.estimate
             prepared.append(_complete(job, name, estimate))
-        for field, name in named:
-            # A live one is refused by the scheduler, after what is wrong with the rest of the command.
-            if self._writer.scheduler.job_view(name) is None and await self._read(partial(reads.job_exists, job=name)):
-                raise _taken("job", name, field)
-        self._check_circuits(prepared, contents)
         command = SubmitJobs(jobs=tuple(prepared)) if many else prepared[0]
+
+        def enter() -> asyncio.Future[Answer]:
+            self._check_circuits(prepared, contents)
+            return self._writer.enter(command, contents=contents, request=request)
+
         try:
-            answer = await self._writer.enter(command, contents=contents, request=request)
+            answer = await (self._enter_named("job", named, enter) if named else enter())
         except Refusal as refusal:
             raise await self._explain(refusal, command) or refusal from None
         return answer.jobs
+
+    async def _enter_named(
+        self, kind: str, named: Sequence[tuple[str, str]], enter: Callable[[], "asyncio.Future[Answer]"]
+    ) -> Answer:
+        """Enter a command whose client named what it makes: pairs of a field and the name in it. Raises `Refusal`
+        ALREADY_EXISTS."""
+        names = [name for _, name in named]
+        release = await self._names[kind].claim(names)
+        try:
+            taken = await self._read(partial(reads.find_names, kind=kind, names=names))
+            for field, name in named:
+                # A live job is refused by the scheduler, after what is wrong with the rest of the command.
+                if name in taken and not (kind == "job" and self._writer.scheduler.job_view(name)):
+                    raise _taken(kind, name, field)
+            entered = enter()
+        except BaseException:
+            release()
+            raise
+        # Not when this ends: the caller may leave before.
+        entered.add_done_callback(lambda _: release())
+        return await asyncio.shield(entered)
 
     def _predict(self, job: SubmitJob, content: JobContent) -> int | None:
         if content.program_kind is ProgramKind.CALIBRATION and content.min_duration_ns:
@@ -283,20 +308,18 @@ class Engine:
 
     async def _execute(self, command: Command, request: RequestKey | None, description: str) -> tuple[Event, ...]:
         self._writer.check_open()
+        kind = name = ""
         if isinstance(command, CreateSession):
-            name = command.session
+            kind, name = "session", command.session
             if not name:
                 command = replace(command, session=self._ids.make("session"))
-            elif await self._read(partial(reads.session_exists, session=name)):
-                raise _taken("session", name, "session_id")
         elif isinstance(command, CreateReservation):
-            name = command.reservation
+            kind, name = "reservation", command.reservation
             if not name:
                 command = replace(command, reservation=self._ids.make("reservation"))
-            elif await self._read(partial(reads.reservation_exists, reservation=name)):
-                raise _taken("reservation", name, "reservation_id")
+        enter = partial(self._writer.enter, command, request=request, description=description)
         try:
-            return (await self._writer.enter(command, request=request, description=description)).events
+            return (await (self._enter_named(kind, [(f"{kind}_id", name)], enter) if name else enter())).events
         except Refusal as refusal:
             found = await self._explain(refusal, command)
             if found is None:

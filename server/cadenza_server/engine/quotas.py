@@ -59,6 +59,11 @@ class Doorkeeper:
         self._quotas: Final = quotas
         self._entering = Occupancy()
 
+    @property
+    def entering_jobs(self) -> int:
+        """Let in, and not recorded yet."""
+        return self._entering.queued_total
+
     def let_in(self, command: Command, occupied: Occupancy, sessions: Mapping[str, Owned]) -> None:
         """Count what a command adds. `sessions`: those that live. Raises `Refusal` RESOURCE_EXHAUSTED, and
         then nothing is counted. Calibrations are let in always: only operators ask for them."""

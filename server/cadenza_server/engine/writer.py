@@ -55,6 +55,9 @@ SHORT_RUN_NS: Final = 3 * SECOND // 1000
 """A run that is expected to take no longer is waited for, so long at most, with the commit of its start. One commit
 instead of two; and the first would take the processor from the run."""
 
+INSTANT_JOBS_MAX: Final = 500
+"""If so many jobs come in with this instant already, a call of many waits for the next: a thousand take some 20 ms."""
+
 COMMIT_SECONDS_MAX: Final = 10.0
 """How long a stop waits for a commit: a disk that hangs does not keep a server from ending."""
 
@@ -364,6 +367,12 @@ class Writer:
         self._put(_Input(command, answer, contents, request, description))
         return answer
 
+    async def wait_for_turn(self) -> None:
+        """Return when what waits to be entered is little enough for many more jobs. All that is entered in one turn of
+        the loop is one instant, and the loop does nothing else meanwhile."""
+        while self._doorkeeper.entering_jobs >= INSTANT_JOBS_MAX:  # noqa: ASYNC110  (the next turn enters them)
+            await asyncio.sleep(0)
+
     async def remember(self, request: RequestKey | None) -> None:
         """Keep it that a call was answered though there was nothing to do; returns when that is on disk. Raises
         `Refusal` UNAVAILABLE."""
@@ -447,7 +456,10 @@ class Writer:
                     self._unit.answers.append((item.answer, store_unavailable()))
             self._fail(error)
             return
-        self._kick()
+        if len(self._unit.jobs) < INSTANT_JOBS_MAX:
+            self._kick()
+        else:
+            asyncio.get_running_loop().call_soon(self._kick)  # to pack so much takes some milliseconds: others first
 
     def _apply(self, inputs: list[_Input]) -> None:
         now = self.now()

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
@@ -186,9 +186,13 @@ def read_jobs_from(connection: Connection, first_seq: int, count: int) -> list[J
     return [_job_row(row) for row in connection.execute(query)]
 
 
-def job_exists(connection: Connection, job: str) -> bool:
-    """Whether the name was ever used."""
-    return connection.execute(select(jobs.c.seq).where(jobs.c.job == job)).first() is not None
+NAMED: Final = {"job": jobs.c.job, "session": sessions.c.session, "reservation": reservations.c.reservation}
+"""What clients may name."""
+
+
+def find_names(connection: Connection, kind: str, names: Collection[str]) -> set[str]:
+    """Those of `names` that were ever given to something of a kind."""
+    return set(connection.scalars(select(NAMED[kind]).where(NAMED[kind].in_(names))))
 
 
 def list_jobs(connection: Connection, where: JobFilter, page_size: int, page_token: str) -> Page[JobView]:
@@ -492,11 +496,6 @@ def read_session(connection: Connection, session: str) -> SessionView | None:
     return None if row is None else session_view(connection, row)
 
 
-def session_exists(connection: Connection, session: str) -> bool:
-    """Whether the name was ever used."""
-    return connection.execute(select(sessions.c.number).where(sessions.c.session == session)).first() is not None
-
-
 def list_sessions(connection: Connection, where: SessionFilter, page_size: int, page_token: str) -> Page[SessionView]:
     """The newest first."""
     size = clamp_page_size(page_size)
@@ -546,11 +545,6 @@ def read_reservation(connection: Connection, reservation: str) -> ReservationVie
     """One reservation."""
     row = connection.execute(select(reservations).where(reservations.c.reservation == reservation)).first()
     return None if row is None else reservation_view(row)
-
-
-def reservation_exists(connection: Connection, reservation: str) -> bool:
-    """Whether the name was ever used."""
-    return read_reservation(connection, reservation) is not None
 
 
 def list_reservations(
