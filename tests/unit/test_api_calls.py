@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -247,6 +248,38 @@ async def test_a_refused_call_leaves_nothing_for_the_garbage_collector(kind: str
                     await asyncio.sleep(0.01)
         finally:
             gc.enable()
+
+
+class _Request:
+    """Megabytes, perhaps."""
+
+
+async def test_an_error_that_was_explained_holds_no_request_any_more() -> None:
+    held: list[weakref.ref[_Request]] = []
+
+    async def fail(request: _Request) -> None:
+        held.append(weakref.ref(request))
+        try:
+            raise Refusal(Code.NOT_FOUND, "UNKNOWN_JOB", "first")
+        except Refusal as refusal:
+            raise Refusal(Code.NOT_FOUND, "UNKNOWN_JOB", "moved") if len(held) > 1 else refusal from None
+
+    async def call() -> None:
+        task = asyncio.create_task(fail(_Request()))
+        await asyncio.shield(task)  # whose error holds this frame, and so itself
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):
+            try:
+                await call()
+            except Exception as error:
+                ErrorMapper(lambda: "reference").explain("method", error)
+            await asyncio.sleep(0)
+        assert [each() for each in held] == [None, None]
+    finally:
+        gc.enable()
 
 
 async def test_health_needs_no_token() -> None:

@@ -107,11 +107,15 @@ class ErrorMapper:
         await _abort(context, code, self.explain(method, error))
 
     def explain(self, method: str, error: BaseException) -> Status:
-        """The rich status of what went wrong in `method`."""
+        """The rich status of what went wrong in `method`. `error` forgets where it was raised."""
         if self._refused is not None:
             self._refused(error.reason if isinstance(error, Refusal) else "INTERNAL_ERROR")
-        if isinstance(error, Refusal):
-            return describe(error)
+        try:
+            return describe(error) if isinstance(error, Refusal) else self._report(method, error)
+        finally:
+            _forget_frames(error)
+
+    def _report(self, method: str, error: BaseException) -> Status:
         reference = self._make_reference()
         _log.error("%s failed, reference %s", method, reference, exc_info=error)
         status = Status(
@@ -120,6 +124,14 @@ class ErrorMapper:
         )
         _add(status, ErrorInfo(domain=DOMAIN, reason="INTERNAL_ERROR", metadata={"reference": reference}))
         return status
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Through its frames an error holds the request, and often itself, as where a frame awaits a task that it ended:
+    rings that only the garbage collector undoes, which seldom looks, with megabytes behind each."""
+    while error is not None:
+        error.__traceback__ = error.__cause__ = None
+        error.__context__, error = None, error.__context__
 
 
 async def _abort(
