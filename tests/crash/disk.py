@@ -80,6 +80,8 @@ class SimulatedStore(Store):
         return self._source.random() < self._faults.get(fault, 0)
 
     def _delay(self) -> float:
+        if self._strikes("disk hangs"):
+            return self._source.uniform(5, 60)  # some for so long that the engine notices
         slow = self._strikes("slow disk")
         return self._source.uniform(0.5, 5) if slow else self._source.uniform(0.0001, 0.02)
 

@@ -44,6 +44,7 @@ LIVES: Final = 6
 STEPS_MAX: Final = 1500
 FAULTS: Final = {
     "slow disk": 0.05,
+    "disk hangs": 0.005,
     "commit fails": 0.02,
     "read fails": 0.02,
     "slow start": 0.3,

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,71 @@ async def test_an_answer_waits_for_the_commit_and_a_run_does_not(held: tuple[Hom
     assert not task.done()
     store.gate.set()
     await task
+
+
+async def fall_silent(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the engine find that a commit has been on its way for too long."""
+    monkeypatch.setattr(writer, "COMMIT_SECONDS_MAX", 0.0)
+    home.clock.advance(writer.HEARTBEAT_NS)
+    await settle(lambda: home.engine._writer._is_silent)
+    await asyncio.sleep(0)
+
+
+async def test_a_store_that_does_not_answer_is_said_and_nothing_piles_up_until_it_does(
+    held: tuple[Home, HeldStore], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, store = held
+    running = await home.submit()
+    await home.submit()
+    await quiet(home)
+    store.gate.clear()
+    submit = partial(home.engine.submit, [SubmitJob(job="", caller=ALICE, device="aer")], [content_of()], key("waits"))
+    waits = asyncio.create_task(submit())
+    await settle(lambda: home.engine.count_unfinished() == 3)
+    home.clock.advance(10 * writer.HEARTBEAT_NS)  # which nobody has waited for
+    in_time = asyncio.create_task(home.submit())
+    await settle(lambda: home.engine.count_unfinished() == 4)
+    await fall_silent(home, monkeypatch)
+    assert "the store has not answered for" in caplog.text
+    with pytest.raises(Refusal) as refused:
+        await home.submit()
+    assert (refused.value.code, refused.value.reason) == (Code.UNAVAILABLE, "STORE_UNAVAILABLE")
+    again = asyncio.create_task(submit())
+    home.device.end()
+    home.device._ready("aer", True)  # a worker that comes now changes nothing
+    await asyncio.sleep(0.01)
+    assert home.device.running is None  # its result could not be written either
+    assert (await home.engine.get_job(running)).state is JobState.RUNNING
+    assert not any(task.done() for task in (waits, again, in_time))
+    store.gate.set()
+    assert await again == await waits
+    await in_time
+    await settle(lambda: home.device.running is not None)
+    await wait_state(home.engine, running, JobState.SUCCEEDED)
+    await home.submit()
+    assert home.engine.count_unfinished() == 4
+
+
+async def test_a_store_that_answers_while_the_server_stops_starts_nothing_more(
+    held: tuple[Home, HeldStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, store = held
+    await home.submit()
+    await home.submit()
+    await quiet(home)
+    store.gate.clear()
+    waits = asyncio.create_task(home.submit())
+    await settle(lambda: home.engine.count_unfinished() == 3)
+    await fall_silent(home, monkeypatch)
+    home.device.end()
+    monkeypatch.undo()
+    stopping = asyncio.create_task(home.engine.stop(0))
+    await asyncio.sleep(0)
+    store.gate.set()
+    await stopping
+    await waits
+    assert len(home.device.assignments) == 1
+    assert home.engine.count_unfinished() == 2
 
 
 async def test_what_comes_while_a_commit_is_on_its_way_is_one_commit(held: tuple[Home, HeldStore]) -> None:

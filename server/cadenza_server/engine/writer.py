@@ -131,6 +131,8 @@ class _Unit:
     jobs: list[str] = field(default_factory=list)
     began: float = 0.0
     """When it was sent, by the observer's clock."""
+    sent: float = 0.0
+    """When it was sent, by the event loop's clock."""
     urgent: bool = False
     """Not only callers wait for it."""
 
@@ -191,6 +193,9 @@ class Writer:
         self._unit = _Unit()
         self._in_flight: _Unit | None = None
         self._commit: asyncio.Future[None] | None = None
+        self._is_silent = False
+        """The store has not answered for long. Until it does nothing is taken and nothing starts: calls and results
+        would pile up."""
         self._timer: Timer | None = None
         self._timer_due: int | None = None
         self._heartbeat: Timer | None = None
@@ -346,9 +351,9 @@ class Writer:
     # --- what comes in ------------------------------------------------------------------------------------------
     def check_open(self) -> None:
         """Raise `Refusal` UNAVAILABLE unless commands are taken."""
-        if self.stage is Stage.RUNNING:
+        if self.stage is Stage.RUNNING and not self._is_silent:
             return
-        if self.stage is Stage.FAILED:
+        if self.stage in (Stage.RUNNING, Stage.FAILED):
             raise store_unavailable()
         raise stopping()
 
@@ -428,18 +433,41 @@ class Writer:
 
     def _changed_ready(self, device: str, ready: bool) -> None:
         self.ready[device] = ready
+        self._put_ready(device)
+
+    def _put_ready(self, device: str) -> None:
         if self.stage is Stage.RUNNING:
-            self._put(_Input(SetDeviceReady(device=device, ready=ready)))
+            self._put(_Input(SetDeviceReady(device=device, ready=self.ready[device] and not self._is_silent)))
 
     def _due(self) -> None:
         self._timer = self._timer_due = None
         self._enter()
 
     def _beat(self) -> None:
+        # Behind what has come in meanwhile: this whole process may have stood still.
+        asyncio.get_running_loop().call_soon(self._look_at_commit)
         now = self.now()
         self._unit.batch.add(sql.PUT_META, ("alive", now))
         self._kick()
         self._heartbeat = self._clock.call_at(self._clock.now() + HEARTBEAT_NS, self._beat)
+
+    def _look_at_commit(self) -> None:
+        unit = self._in_flight
+        if unit is None or self._is_silent or self.stage is not Stage.RUNNING:
+            return
+        waited = asyncio.get_running_loop().time() - unit.sent
+        if waited >= COMMIT_SECONDS_MAX:
+            _log.error(
+                "the store has not answered for %.0f s: nothing more is taken, and nothing starts, until it does; is "
+                "the disk well?",
+                waited,
+            )
+            self._set_silent(True)
+
+    def _set_silent(self, is_silent: bool) -> None:
+        self._is_silent = is_silent
+        for name in self.devices:
+            self._put_ready(name)
 
     # --- one instant --------------------------------------------------------------------------------------------
     def _enter(self) -> None:
@@ -725,6 +753,7 @@ class Writer:
             return
         self._in_flight = unit
         unit.began = self._observer.stamp()
+        unit.sent = asyncio.get_running_loop().time()
         self._commit = asyncio.ensure_future(self._store.commit(unit.batch))
         self._commit.add_done_callback(partial(self._committed, unit))
 
@@ -759,6 +788,9 @@ class Writer:
 
     def _committed(self, unit: _Unit, commit: "asyncio.Future[None]") -> None:
         self._in_flight = self._commit = None
+        if self._is_silent:
+            _log.info("the store answers again")
+            self._set_silent(False)
         error = commit.exception()
         if error is not None:
             for future, _ in unit.answers:
