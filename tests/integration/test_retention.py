@@ -3,15 +3,25 @@
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cadenza_server.clock import VirtualClock
-from cadenza_server.engine import DevicePlan, Engine, JobContent, ProgramKind, Retention, TimeOrderedIds
+from cadenza_server.engine import (
+    DevicePlan,
+    Engine,
+    JobContent,
+    ProgramKind,
+    RequestKey,
+    Retention,
+    TimeOrderedIds,
+)
 from cadenza_server.execution.runs import Assignment, RunReport
-from cadenza_server.model.commands import Caller, SubmitJob
+from cadenza_server.model.commands import Caller, CancelJob, CancelSession, CreateSession, SubmitJob
 from cadenza_server.model.errors import Code, Refusal
+from cadenza_server.model.events import SessionCreated
 from cadenza_server.model.settings import RUNTIME_2023, SECOND
 from cadenza_server.model.words import RunOutcome
 from cadenza_server.store import Store
@@ -30,7 +40,7 @@ class PromptDevice:
         self._ready = ready
 
     async def start(self) -> None:
-        self._ready("aer", True)
+        self._ready("aer", True)  # `held` never is
 
     def run(self, assignment: Assignment) -> None:
         ended = RunReport(
@@ -57,12 +67,16 @@ class Home:
         self.data_dir = data_dir
         self.clock = VirtualClock(1_000 * HOUR)
         self.retention = Retention(**retention)
+        self.settings = RUNTIME_2023
         self.engine: Engine
 
     async def open(self) -> None:
         self.engine = Engine(
             store=Store(self.data_dir),
-            devices={"aer": DevicePlan(settings=RUNTIME_2023, profile="runtime-2023", build=PromptDevice)},
+            devices={
+                name: DevicePlan(settings=self.settings, profile="runtime-2023", build=PromptDevice)
+                for name in ("aer", "held")
+            },
             clock=self.clock,
             ids=TimeOrderedIds(self.clock, random.Random(1)),
             retention=self.retention,
@@ -87,9 +101,11 @@ class Home:
         return True
 
     async def clean(self) -> None:
-        """Let the cleaner do its work, once."""
-        self.clock.advance(61 * SECOND)
+        """Let the cleaner do its work, once from now on."""
         cleaner: Any = self.engine._cleaner
+        if cleaner._task is not None:
+            await asyncio.wait_for(cleaner._task, 5)
+        self.clock.advance(61 * SECOND)
         await asyncio.wait_for(cleaner._task, 5)
 
 
@@ -105,6 +121,48 @@ async def test_results_go_when_they_are_too_old(tmp_path: Path) -> None:
     await home.clean()
     assert [await home.is_kept("old"), await home.is_kept("young")] == [False, True]
     await home.engine.stop(0)
+    assert check(tmp_path / FILE_NAME).is_sound
+
+
+async def test_a_request_id_is_kept_for_a_day_and_as_long_as_its_job_or_session(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.settings = replace(RUNTIME_2023, max_time=100 * HOUR, unused_ttl=100 * HOUR)
+    await home.open()
+    engine = home.engine
+
+    async def submit(request_id: str, device: str = "aer") -> str:
+        request = RequestKey(caller=ANN.path, request_id=request_id, digest=b"same")
+        content = JobContent(program=b"program", program_kind=ProgramKind.SAMPLER)
+        (view,) = await engine.submit([SubmitJob(job="", caller=ANN, device=device)], [content], request)
+        return view.job
+
+    async def open_session(request_id: str) -> str:
+        request = RequestKey(caller=ANN.path, request_id=request_id, digest=b"same")
+        (created, *_) = await engine.execute(CreateSession(session="", caller=ANN, device="held"), request=request)
+        assert isinstance(created, SessionCreated)
+        return created.session
+
+    ended = await submit("ended")
+    async with asyncio.timeout(5):
+        async for _ in engine.watch_job(ended):
+            pass
+    waits = await submit("waits", "held")
+    session = await open_session("session")
+    home.clock.advance(24 * HOUR - 1_000 * SECOND)
+    await home.clean()
+    assert [await submit("ended"), await submit("waits", "held")] == [ended, waits]
+    home.clock.advance(HOUR)
+    await home.clean()
+    assert await submit("waits", "held") == waits
+    assert await open_session("session") == session
+    assert await submit("ended") != ended  # a call like any other
+    await engine.execute(CancelJob(job=waits, caller=ANN))
+    await engine.execute(CancelSession(session=session, caller=ANN))
+    home.clock.advance(2 * HOUR)
+    await home.clean()
+    assert await submit("waits", "held") != waits
+    assert await open_session("session") != session
+    await engine.stop(0)
     assert check(tmp_path / FILE_NAME).is_sound
 
 

@@ -1,4 +1,8 @@
-"""Which results are kept: old ones go after a time, the oldest when there are too many bytes, young ones never."""
+"""What is not kept for ever.
+
+Results: old ones go after a time, the oldest when there are too many bytes, young ones never. Request ids: when what
+their call made is over, and not within a day.
+"""
 
 import asyncio
 import logging
@@ -7,6 +11,7 @@ from functools import partial
 from typing import Final
 
 from cadenza_server.clock import Clock, Timer
+from cadenza_server.engine import event_json
 from cadenza_server.engine.writer import Writer
 from cadenza_server.model.errors import Refusal
 from cadenza_server.model.settings import SECOND
@@ -19,6 +24,11 @@ FIRST_NS: Final = 1 * SECOND
 """After the start, which is not to wait for it."""
 RESULTS_AT_ONCE: Final = 100
 """Results that one commit deletes."""
+
+REQUEST_AGE_NS: Final = 24 * 3_600 * SECOND
+"""A repeated call gets its first answer for so long at least."""
+REQUESTS_INTERVAL_NS: Final = 3_600 * SECOND
+REQUESTS_AT_ONCE: Final = 1_000
 
 _log: Final = logging.getLogger(__name__)
 
@@ -34,7 +44,8 @@ class Retention:
 
 
 class Cleaner:
-    """Deletes results from time to time. `result_bytes`: of those that are kept; None: not counted yet."""
+    """Deletes results and request ids from time to time. `result_bytes`: of the results that are kept; None: not
+    counted yet."""
 
     def __init__(self, retention: Retention, writer: Writer, store: Store, clock: Clock) -> None:
         self._retention = retention
@@ -43,6 +54,7 @@ class Cleaner:
         self._clock = clock
         self._timer: Timer | None = None
         self._task: asyncio.Task[None] | None = None
+        self._requests_due = 0
         self._counted: tuple[int, int] | None = None
         """Bytes in the store when they were counted, less those recorded until then; and in which of its lives."""
 
@@ -82,10 +94,32 @@ class Cleaner:
                 deleted += len(victims)
                 if len(victims) < RESULTS_AT_ONCE:
                     break
+            if self._writer.now() >= self._requests_due:
+                await self._forget_requests()
+                self._requests_due = self._writer.now() + REQUESTS_INTERVAL_NS
         except (StoreError, Refusal) as error:
-            _log.warning("old results are not deleted now: %s", error)
+            _log.warning("what is old is not deleted now: %s", error)
         if deleted:
             _log.info("deleted old results", extra={"results": deleted, "bytes_left": self.result_bytes})
+
+    async def _forget_requests(self) -> None:
+        before, after, forgotten = self._writer.now() - REQUEST_AGE_NS, (0, "", ""), 0
+        while found := await self._store.read(
+            partial(reads.read_old_requests, before=before, after=after, count=REQUESTS_AT_ONCE)
+        ):
+            over = [
+                (row.caller, row.request_id) for row in found if not (row.queued or self._is_of_session(row.answer))
+            ]
+            await self._writer.forget_requests(over)
+            forgotten += len(over)
+            after = (found[-1].time, found[-1].caller, found[-1].request_id)
+        if forgotten:
+            _log.info("forgot old request ids", extra={"requests": forgotten})
+
+    def _is_of_session(self, answer: str | None) -> bool:
+        """Whether the call's events are of a session that is not over."""
+        sessions = self._writer.recorder.sessions
+        return any(getattr(event, "session", None) in sessions for event in event_json.decode(answer or "[]"))
 
     async def _count(self) -> None:
         if self.result_bytes is None:

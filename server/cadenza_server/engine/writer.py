@@ -409,6 +409,15 @@ class Writer:
             self.result_bytes -= row.size
         await self.catch_up()
 
+    async def forget_requests(self, keys: Sequence[tuple[str, str]]) -> None:
+        """Keep these callers' request ids no longer; returns when they are off the disk. Raises `Refusal`
+        UNAVAILABLE."""
+        self.check_open()
+        for key in keys:
+            self._unit.batch.add(sql.DELETE_REQUEST, key)
+            self.seen_requests.discard(hash(key))
+        await self.catch_up()
+
     def _put(self, item: _Input) -> None:
         self._inputs.append(item)
         if not self._entering:

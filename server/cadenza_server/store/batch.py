@@ -18,6 +18,7 @@ MARK_RESULT_DELETED: Final = "UPDATE jobs SET result_delete_time = ? WHERE job =
 INSERT_REQUEST: Final = (
     "INSERT INTO requests (caller, request_id, digest, time, first_seq, job_count, answer) VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
+DELETE_REQUEST: Final = "DELETE FROM requests WHERE caller = ? AND request_id = ?"
 INSERT_RUN: Final = (
     "INSERT INTO runs (job, attempt, device, user, session, job_class, rule, create_time, start_time, estimate_ns, "
     "limit_ns, epoch, charged_ns, chosen_node, chosen_usage, runner_up, runner_up_usage, runner_up_user) "

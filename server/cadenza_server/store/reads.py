@@ -16,11 +16,13 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    exists,
     func,
     literal_column,
     or_,
     select,
     text,
+    tuple_,
 )
 from sqlalchemy.sql.elements import KeyedColumnElement
 
@@ -658,6 +660,33 @@ class RequestRow:
     first_seq: int | None
     job_count: int
     answer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class OldRequest:
+    """A call of long ago. `answer`: as in `RequestRow`; `queued`: a job that it submitted has not ended."""
+
+    time: int
+    caller: str
+    request_id: str
+    answer: str | None
+    queued: bool
+
+
+def read_old_requests(
+    connection: Connection, *, before: int, after: tuple[int, str, str], count: int
+) -> list[OldRequest]:
+    """Calls before a time, the oldest first; those that follow `after`: time, caller and id."""
+    place = tuple_(requests.c.time, requests.c.caller, requests.c.request_id)
+    last = requests.c.first_seq + requests.c.job_count - 1
+    waits = exists().where(jobs.c.seq.between(requests.c.first_seq, last), jobs.c.end_time.is_(None))
+    query = (
+        select(requests.c.time, requests.c.caller, requests.c.request_id, requests.c.answer, waits)
+        .where(requests.c.time < before, place > after)
+        .order_by(requests.c.time, requests.c.caller, requests.c.request_id)
+        .limit(count)
+    )
+    return [OldRequest(*row) for row in connection.execute(query)]
 
 
 _REQUEST: Final = select(requests).where(

@@ -10,7 +10,7 @@ from typing import Final
 
 from sqlalchemy import Column, Float, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
-HEAD: Final = "0005"
+HEAD: Final = "0006"
 """The newest migration, the version that this code reads and writes."""
 INLINE_PROGRAM_BYTES_MAX: Final = 4096
 
@@ -198,6 +198,7 @@ requests: Final = Table(
     Column("first_seq", Integer),  # of the jobs that it submitted
     Column("job_count", Integer, nullable=False),
     Column("answer", Text),  # of other commands: their events, as JSON
+    Index("requests_by_time", "time"),
     sqlite_with_rowid=False,
 )
 

@@ -33,8 +33,9 @@ class SubmitJobRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Makes the call safe to repeat: a repetition with the same id and content gets the first answer. At most 128
-    characters; a UUID is a good choice. Empty: none.
+    """Makes the call safe to repeat: a repetition with the same id and content gets the first answer, for a day
+    at least and as long as a job or session that the call made is not over. At most 128 characters; a UUID is a good
+    choice. Empty: none.
     """
     @_builtins.property
     def job(self) -> _job_pb2.JobSpec:
