@@ -6,29 +6,31 @@ import hashlib
 import random
 
 # ruff: noqa: PT017  (a refusal is an answer that is looked at, not what a test waits for)
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
-from cadenza.v1 import circuit_pb2, program_pb2
-from cadenza_server.engine import Engine, JobContent, JobEnded, JobFilter, Notice, ProgramKind, RequestKey
-from cadenza_server.model.commands import (
-    Caller,
-    CancelJob,
-    CancelSession,
-    CloseSession,
-    Command,
-    CreateReservation,
-    CreateSession,
-    DeleteReservation,
-    SetPriority,
-    SetShares,
-    SubmitJob,
+from cadenza.v1 import (
+    circuit_pb2,
+    job_pb2,
+    job_service_pb2,
+    program_pb2,
+    reservation_service_pb2,
+    session_service_pb2,
+    share_service_pb2,
 )
+from cadenza_server.api.conversion import PENDING, SESSION_MODES, to_timestamp
+from cadenza_server.engine import Engine, JobEnded, JobFilter, Notice
+from cadenza_server.model.commands import Caller
 from cadenza_server.model.errors import Code, Refusal
 from cadenza_server.model.settings import SECOND
-from cadenza_server.model.words import JobClass, JobState, Pending, RunOutcome, SessionMode
+from cadenza_server.model.words import JobState, RunOutcome
 from cadenza_server.store.views import JobView
+from google.protobuf import duration_pb2
+from google.protobuf.message import Message
+
+from tests.crash.network import Network, Request, UnansweredError, other_content
 
 OPERATOR: Final = Caller("root", operator=True)
 USERS: Final = tuple(Caller(path) for path in ("lab/alice", "lab/bob", "lab/deep/carol", "solo"))
@@ -48,7 +50,11 @@ class Told:
     outcome: RunOutcome
     """How it ends when it runs, if nothing else happens to it."""
     priority: int | None = None
-    """None: somebody is changing it."""
+    """None: it cannot be told, as somebody changes it, or tried to (a request that was refused may arrive again)."""
+    changes: int = 0
+    """Of the priority, that were asked for."""
+    changing: int = 0
+    """Of them, those that may still take effect."""
     final: JobView | None = None
     result: bytes | None = None
     is_cancelled: bool = False
@@ -78,6 +84,7 @@ class Memory:
     watches: list[Watching] = field(default_factory=list)
     shares: dict[str, float] = field(default_factory=dict)
     numbers: int = 0
+    seqs: set[int] = field(default_factory=set)
     refusals: dict[str, int] = field(default_factory=dict)
     answers: int = 0
     repeated: int = 0
@@ -90,80 +97,80 @@ class Memory:
 
 @dataclass(slots=True)
 class Action:
-    """One call: it is repeated with the same key until there is an answer."""
+    """One call: it is repeated, byte by byte the same, until there is an answer."""
 
-    key: RequestKey
-    call: Callable[[Engine, RequestKey], Awaitable[Any]]
+    request: Request
     take: Callable[[Any], None]
-    refused: Callable[[], None] = lambda: None
+    """What to do with the essence of the answer."""
 
 
 @dataclass(slots=True)
 class Customer:
-    """One caller. `pending` is what has no answer yet; `done` are calls with their answers, to be repeated at times."""
+    """One caller. `pending` is what has no answer yet; `done` are calls that were answered, to be repeated at times."""
 
     memory: Memory
     caller: Caller
     source: random.Random
     pending: Action | None = None
-    done: list[tuple[Action, Any]] = field(default_factory=list)
+    done: list[Action] = field(default_factory=list)
 
-    async def live(self, engine: Engine) -> None:
+    async def live(self, network: Network) -> None:
         """Call again and again, until the server dies."""
         source = self.source
         while True:
             if self.pending is None:
                 await asyncio.sleep(source.uniform(0, 2))
-                self.pending = self._choose()
+                self.pending = self._choose(network.skin.engine.now())
+            if self.pending is None:
+                await self._look(network)
+                continue
             action = self.pending
-            if action is None:
-                await self._look(engine)
-                continue
-            try:
-                if source.random() < 0.1:  # the retry races the first call
-                    answers = await asyncio.gather(*(action.call(engine, action.key) for _ in range(2)))
-                    assert answers[0] == answers[1]
-                    answer = answers[0]
-                else:
-                    answer = await action.call(engine, action.key)
-            except Refusal as refusal:
-                assert refusal.reason not in UNTIMELY, f"{refusal.reason}: {refusal}"
-                if refusal.code is not Code.UNAVAILABLE:
-                    self.memory.refusals[refusal.reason] = self.memory.refusals.get(refusal.reason, 0) + 1
-                    action.refused()
-                    self.pending = None
-                    continue
+            if not await self.ask(network):
                 await asyncio.sleep(source.uniform(0.01, 2))
-                continue
-            action.take(answer)
-            self.memory.answers += 1
-            self.done.append((action, answer))
-            self.pending = None
-            if source.random() < 0.2:
-                await self._repeat(engine)
+            elif source.random() < 0.2:
+                await self._repeat(network, source.choice([*self.done[-20:], action]))
 
-    async def _repeat(self, engine: Engine) -> None:
-        """A call that was answered before, by this server or an earlier one, has the same answer."""
-        action, answer = self.source.choice(self.done[-20:])
+    async def ask(self, network: Network) -> bool:
+        """Make the pending call; whether it has its answer."""
+        action = self.pending
+        assert action is not None
         try:
-            again = await action.call(engine, action.key)
+            data = await network.call(action.request)
+        except UnansweredError:
+            return False
         except Refusal as refusal:
-            assert refusal.code is Code.UNAVAILABLE, f"{refusal.reason}: {refusal}"
-            return
-        assert again == answer, f"{action.key.request_id} was answered with {answer}, and now with {again}"
-        self.memory.repeated += 1
-        other = RequestKey(caller=action.key.caller, request_id=action.key.request_id, digest=b"other")
+            assert refusal.reason not in UNTIMELY, f"{refusal.reason}: {refusal}"
+            if refusal.code is Code.UNAVAILABLE:
+                return False
+            self.memory.refusals[refusal.reason] = self.memory.refusals.get(refusal.reason, 0) + 1
+        else:
+            action.take(action.request.essence(data))
+            self.memory.answers += 1
+            self.done.append(action)
+        self.pending = None
+        return True
+
+    async def _repeat(self, network: Network, action: Action) -> None:
+        """A call that was answered before, by this server or an earlier one, has the same answer (the network compares
+        them), and no other call has its request_id."""
+        if action not in self.done:
+            return  # it was refused
         try:
-            await action.call(engine, other)
+            await network.call(action.request)
+            self.memory.repeated += 1
+            await network.skin.answer(other_content(action.request))
+        except UnansweredError:
+            return
         except Refusal as refusal:
             assert refusal.reason == "REQUEST_ID_REUSED" or refusal.code is Code.UNAVAILABLE, refusal.reason
         else:
-            raise AssertionError(f"{action.key.request_id} is answered for other content")
+            raise AssertionError(f"{action.request.request_id} is answered for other content")
 
-    async def _look(self, engine: Engine) -> None:
+    async def _look(self, network: Network) -> None:
         """Read some jobs; what is final stays so."""
+        engine = network.skin.engine
         try:
-            page = await engine.list_jobs(JobFilter(owner=self.caller.path), page_size=50)
+            page = await network.fetch(lambda: engine.list_jobs(JobFilter(owner=self.caller.path), page_size=50))
             for view in page.items:
                 told = self.memory.jobs.get(view.job)
                 if told is None or not view.state.is_final:
@@ -172,19 +179,35 @@ class Customer:
                     told.final = view
                 assert told.final == view, f"{view.job} was {told.final}, and is {view}"
                 if view.state is JobState.SUCCEEDED and told.result is None:
-                    told.result = await engine.get_result(view.job, caller=self.caller)
+                    told.result = await network.fetch(partial(engine.get_result, view.job, caller=self.caller))
+        except UnansweredError:
+            return
         except Refusal as refusal:
             assert refusal.code is Code.UNAVAILABLE, f"{refusal.reason}: {refusal}"
             await asyncio.sleep(1)
 
-    def _key(self) -> RequestKey:
-        name = f"r{self.memory.number()}"
-        return RequestKey(caller=self.caller.path, request_id=name, digest=name.encode())
+    def _action(
+        self,
+        method: str,
+        request: Any,
+        response: type[Message],
+        essence: Callable[[Any], Any],
+        take: Callable[[Any], None],
+    ) -> Action:
+        """`essence`: of an answer, what is the same in each."""
+        request.request_id = f"r{self.memory.number()}"
 
-    def _choose(self) -> Action | None:
+        def read(data: bytes) -> Any:
+            return essence(response.FromString(data))
+
+        data = request.SerializeToString()
+        return Action(Request(self.caller.path, method, request.request_id, data, read), take)
+
+    def _choose(self, now: int) -> Action | None:
         source, memory = self.source, self.memory
         if self.caller.operator:
-            return source.choice((self._calibrate, self._reserve, self._unreserve, self._share, self._cancel))()
+            reserve = partial(self._reserve, now)
+            return source.choice((self._calibrate, reserve, self._unreserve, self._share, self._cancel))()
         mine = [name for name, (owner, _, _) in memory.sessions.items() if owner == self.caller]
         live = [name for name in mine if name not in memory.ended_sessions]
         dice = source.random()
@@ -206,79 +229,96 @@ class Customer:
     def _submit(self, count: int, session: str | None) -> Action:
         source, memory = self.source, self.memory
         device = source.choice(memory.devices) if session is None else memory.sessions[session][1]
-        jobs, contents, outcomes = [], [], []
+        specs, outcomes = [], []
         for _ in range(count):
             outcome = source.choices(
                 (RunOutcome.SUCCEEDED, RunOutcome.EXECUTION_ERROR, RunOutcome.WORKER_LOST), (20, 2, 1)
             )[0]
             names_it = session is not None and memory.sessions[session][2] and source.random() < 0.5
-            jobs.append(
-                SubmitJob(
-                    job=f"named-{memory.number()}" if source.random() < 0.3 else "",
-                    caller=self.caller,
-                    job_class=JobClass.FAIR_SHARE if session is None else JobClass.SESSION,
-                    device=device,
-                    session=session,
-                    priority=0,
-                    estimate=source.choice((None, source.randrange(1, 8 * SECOND))),
-                    limit=source.choice((None, None, source.randrange(1, 10 * SECOND))),
-                )
-            )
             length = int(source.expovariate(1 / 2) * SECOND) + 1
-            contents.append(_content(f"{length} {outcome} {memory.number()}", session, names_it=names_it))
+            spec = job_pb2.JobSpec(
+                job_id=f"named-{memory.number()}" if source.random() < 0.3 else "",
+                device="" if session is not None else device,
+                session_id=session or "",
+                program=_program(f"{length} {outcome} {memory.number()}", session, names_it=names_it),
+            )
+            if source.random() < 0.5:
+                spec.estimate_hint.FromNanoseconds(source.randrange(1, 8 * SECOND))
+            if source.random() < 0.3:
+                spec.max_execution_time.FromNanoseconds(source.randrange(1, 10 * SECOND))
+            specs.append(spec)
             outcomes.append(outcome)
 
-        async def call(engine: Engine, key: RequestKey) -> tuple[JobView, ...]:
-            return await engine.submit(jobs, contents, key)
-
-        def take(views: tuple[JobView, ...]) -> None:
-            assert len(views) == count
-            for view, job, outcome in zip(views, jobs, outcomes, strict=True):
-                assert job.job in ("", view.job)
-                told = Told(view.job, view.seq, view.user, view.device, view.session, outcome, view.priority)
-                assert memory.jobs.setdefault(view.job, told) is told
+        def take(accepted: tuple[tuple[str, int], ...]) -> None:
+            assert len(accepted) == count
+            for (job, seq), spec, outcome in zip(accepted, specs, outcomes, strict=True):
+                assert spec.job_id in ("", job)
+                self._remember(Told(job, seq, self.caller.path, device, session, outcome, 0))
             if session is not None:
                 owner, where, _ = memory.sessions[session]
                 memory.sessions[session] = (owner, where, True)
             if source.random() < 0.3:
-                memory.watches.append(Watching(views[0].job, None))
+                memory.watches.append(Watching(accepted[0][0], None))
 
-        return Action(self._key(), call, take)
+        if count > 1:
+            return self._action(
+                "SubmitJobs",
+                job_service_pb2.SubmitJobsRequest(jobs=specs),
+                job_service_pb2.SubmitJobsResponse,
+                lambda answer: tuple((job.job_id, job.seq) for job in answer.jobs),
+                take,
+            )
+        return self._submit_one(specs[0], lambda accepted: take((accepted,)))
 
-    def _execute(
-        self, command: Command, take: Callable[[Any], None], refused: Callable[[], None] = lambda: None
-    ) -> Action:
-        async def call(engine: Engine, key: RequestKey) -> Any:
-            return await engine.execute(command, request=key)
+    def _submit_one(self, spec: job_pb2.JobSpec, take: Callable[[tuple[str, int]], None]) -> Action:
+        def check(data: bytes) -> None:
+            job = job_pb2.Job.FromString(data)
+            assert job.state == job_pb2.JOB_STATE_QUEUED
+            take((job.job_id, job.seq))
 
-        return Action(self._key(), call, take, refused)
+        # the whole job as it was accepted: nothing of it is another one when it is told again
+        request, response = job_service_pb2.SubmitJobRequest(job=spec), job_service_pb2.SubmitJobResponse
+        return self._action(
+            "SubmitJob", request, response, lambda answer: answer.job.SerializeToString(deterministic=True), check
+        )
+
+    def _remember(self, told: Told) -> None:
+        assert self.memory.jobs.setdefault(told.job, told) is told
+        assert told.seq not in self.memory.seqs, f"{told.job} has the number of another job, {told.seq}"
+        self.memory.seqs.add(told.seq)
 
     def _open(self) -> Action:
         source, memory = self.source, self.memory
         name, device = f"s{memory.number()}", source.choice(memory.devices)
-        command = CreateSession(
-            session=name,
-            caller=self.caller,
+        bound = memory.reservations and source.random() < 0.2
+        request = session_service_pb2.CreateSessionRequest(
+            session_id=name,
             device=device,
-            mode=source.choice(list(SessionMode)),
-            max_time=source.choice((None, source.randrange(1, 60 * SECOND))),
-            interactive_ttl=source.choice((None, source.randrange(1, 10 * SECOND))),
-            reservation=source.choice(memory.reservations) if memory.reservations and source.random() < 0.2 else None,
+            mode=source.choice(list(SESSION_MODES.values())),
+            reservation_id=source.choice(memory.reservations) if bound else "",
         )
+        if source.random() < 0.5:
+            request.max_time.FromNanoseconds(source.randrange(1, 60 * SECOND))
+        if source.random() < 0.5:
+            request.interactive_ttl.FromNanoseconds(source.randrange(1, 10 * SECOND))
 
         def take(_: Any) -> None:
             memory.sessions[name] = (self.caller, device, False)
             if source.random() < 0.5:
                 memory.watches.append(Watching(None, name))
 
-        return self._execute(command, take)
+        return self._action("CreateSession", request, session_service_pb2.CreateSessionResponse, _session_essence, take)
 
     def _close(self, name: str) -> Action:
-        command: Command = CancelSession(session=name, caller=self.caller)
+        def take(_: Any) -> None:
+            self.memory.ended_sessions.add(name)
+
         if self.source.random() < 0.6:
-            pending = self.source.choice((None, *Pending))
-            command = CloseSession(session=name, caller=self.caller, pending=pending)
-        return self._execute(command, lambda _: self.memory.ended_sessions.add(name))
+            pending = self.source.choice(sorted(PENDING.values()))
+            close = session_service_pb2.CloseSessionRequest(session_id=name, pending=pending)
+            return self._action("CloseSession", close, session_service_pb2.CloseSessionResponse, _session_essence, take)
+        cancel = session_service_pb2.CancelSessionRequest(session_id=name)
+        return self._action("CancelSession", cancel, session_service_pb2.CancelSessionResponse, _session_essence, take)
 
     def _cancel(self) -> Action | None:
         mine = [job for job, told in self.memory.jobs.items() if told.user == self.caller.path or self.caller.operator]
@@ -289,64 +329,87 @@ class Customer:
         def take(_: Any) -> None:
             told.is_cancelled = True
 
-        return self._execute(CancelJob(job=told.job, caller=self.caller), take)
+        request, response = job_service_pb2.CancelJobRequest(job_id=told.job), job_service_pb2.CancelJobResponse
+        return self._action("CancelJob", request, response, _job_essence, take)
 
     def _prioritise(self) -> Action | None:
         mine = [job for job, told in self.memory.jobs.items() if told.user == self.caller.path]
         if not mine:
             return None
         told, priority = self.memory.jobs[self.source.choice(mine[-10:])], self.source.randint(-3, 3)
-        before, told.priority = told.priority, None
+        told.priority = None
+        told.changes += 1
+        told.changing += 1
+        change = told.changes
 
         def take(_: Any) -> None:
-            told.priority = priority
+            told.changing -= 1
+            if told.changing == 0 and told.changes == change:
+                told.priority = priority
 
-        def refused() -> None:
-            told.priority = before
-
-        return self._execute(SetPriority(job=told.job, caller=self.caller, priority=priority), take, refused)
+        request = job_service_pb2.UpdateJobPriorityRequest(job_id=told.job, priority=priority)
+        response = job_service_pb2.UpdateJobPriorityResponse
+        return self._action("UpdateJobPriority", request, response, _job_essence, take)
 
     def _calibrate(self) -> Action:
-        device, memory = self.source.choice(self.memory.devices), self.memory
-        job = SubmitJob(job="", caller=self.caller, device=device, job_class=JobClass.CALIBRATION)
-        program = program_pb2.Program(calibration=program_pb2.CalibrationJob()).SerializeToString()
-        content = JobContent(program=program, program_kind=ProgramKind.CALIBRATION, min_duration_ns=2 * SECOND)
+        device = self.source.choice(self.memory.devices)
+        program = program_pb2.Program(calibration=program_pb2.CalibrationJob(duration=duration_pb2.Duration(seconds=2)))
 
-        async def call(engine: Engine, key: RequestKey) -> tuple[JobView, ...]:
-            return await engine.submit([job], [content], key)
+        def take(accepted: tuple[str, int]) -> None:
+            job, seq = accepted
+            self._remember(Told(job, seq, self.caller.path, device, None, RunOutcome.SUCCEEDED))
 
-        def take(views: tuple[JobView, ...]) -> None:
-            (view,) = views
-            told = Told(view.job, view.seq, view.user, device, None, RunOutcome.SUCCEEDED)
-            assert memory.jobs.setdefault(view.job, told) is told
+        return self._submit_one(job_pb2.JobSpec(device=device, program=program), take)
 
-        return Action(self._key(), call, take)
-
-    def _reserve(self) -> Action:
+    def _reserve(self, now: int) -> Action:
         source, memory = self.source, self.memory
-        name, ahead = f"w{memory.number()}", source.randrange(1, 60 * SECOND)
-        device, holder = source.choice(memory.devices), source.choice(("lab", "solo", "lab/deep", "lab/alice"))
-        length = source.randrange(1, 30 * SECOND)
-
-        async def call(engine: Engine, key: RequestKey) -> Any:
-            start = engine.now() + ahead
-            command = CreateReservation(
-                reservation=name, caller=self.caller, device=device, holder=holder, start=start, end=start + length
-            )
-            return await engine.execute(command, request=key)
-
-        return Action(self._key(), call, lambda _: memory.reservations.append(name))
+        name, start = f"w{memory.number()}", now + source.randrange(1, 60 * SECOND)
+        request = reservation_service_pb2.CreateReservationRequest(
+            reservation_id=name,
+            device=source.choice(memory.devices),
+            holder=source.choice(("lab", "solo", "lab/deep", "lab/alice")),
+            start_time=to_timestamp(start),
+            end_time=to_timestamp(start + source.randrange(1, 30 * SECOND)),
+        )
+        response = reservation_service_pb2.CreateReservationResponse
+        return self._action(
+            "CreateReservation", request, response, _reservation_essence, lambda _: memory.reservations.append(name)
+        )
 
     def _unreserve(self) -> Action | None:
         if not self.memory.reservations:
             return None
-        name = self.source.choice(self.memory.reservations)
-        return self._execute(DeleteReservation(reservation=name, caller=self.caller), lambda _: None)
+        request = reservation_service_pb2.DeleteReservationRequest(
+            reservation_id=self.source.choice(self.memory.reservations)
+        )
+        response = reservation_service_pb2.DeleteReservationResponse
+        return self._action("DeleteReservation", request, response, _reservation_essence, lambda _: None)
 
     def _share(self) -> Action:
         path, shares = self.source.choice(("lab", "solo", "lab/alice", "lab/deep")), float(self.source.randint(1, 5))
-        command = SetShares(path=path, caller=self.caller, shares=shares)
-        return self._execute(command, lambda _: self.memory.shares.__setitem__(path, shares))
+        request = share_service_pb2.SetSharesRequest()
+        request.settings.add(path=path, shares=shares)
+        return self._action(
+            "SetShares",
+            request,
+            share_service_pb2.SetSharesResponse,
+            lambda answer: tuple(node.path for node in answer.nodes),
+            lambda _: self.memory.shares.__setitem__(path, shares),
+        )
+
+
+def _session_essence(answer: Any) -> object:
+    session = answer.session
+    return session.session_id, session.user, session.device, session.mode, session.create_time.ToNanoseconds()
+
+
+def _job_essence(answer: Any) -> object:
+    return answer.job.job_id, answer.job.seq, answer.job.user, answer.job.create_time.ToNanoseconds()
+
+
+def _reservation_essence(answer: Any) -> object:
+    window = answer.reservation
+    return window.reservation_id, window.device, window.holder, window.start_time.ToNanoseconds()
 
 
 async def watch(watching: Watching, engine: Engine, source: random.Random) -> None:
@@ -360,6 +423,8 @@ async def watch(watching: Watching, engine: Engine, source: random.Random) -> No
                 assert watching.session is not None
                 notices = engine.watch_session(watching.session, after=after)
             async for notice in notices:
+                if source.random() < 0.02:
+                    break  # the connection was cut, and this is lost on the way
                 _note(watching, notice)
                 if source.random() < 0.05:
                     await asyncio.sleep(source.uniform(0, 5))
@@ -389,23 +454,15 @@ def told_of(notice: Notice) -> tuple[int, str]:
     return watching.seen[0]
 
 
-def _content(text: str, session: str | None, *, names_it: bool) -> JobContent:
-    """A program with a circuit of its own, and with CIRCUIT, which is sent once a session and then named."""
-    own = circuit_pb2.Circuit(openqasm3=text)
-    pubs = [program_pb2.SamplerPub(circuit=own)]
-    new = {hashlib.sha256(text.encode()).digest(): own.SerializeToString()}
-    digests: frozenset[bytes] = frozenset()
+def _program(text: str, session: str | None, *, names_it: bool) -> program_pb2.Program:
+    """One with a circuit of its own, and with CIRCUIT, which is sent once a session and then named."""
+    pubs = [program_pb2.SamplerPub(circuit=circuit_pb2.Circuit(openqasm3=f"{VERSION} {text}"))]
     if session is not None:
         digest = hashlib.sha256(CIRCUIT.encode()).digest()
-        if names_it:
-            digests = frozenset({digest})
-            pubs.append(program_pb2.SamplerPub(circuit=circuit_pb2.Circuit(digest=digest)))
-        else:
-            shared = circuit_pb2.Circuit(openqasm2=CIRCUIT)
-            pubs.append(program_pb2.SamplerPub(circuit=shared))
-            new[digest] = shared.SerializeToString()
-    program = program_pb2.Program(sampler=program_pb2.SamplerJob(pubs=pubs)).SerializeToString()
-    return JobContent(program=program, program_kind=ProgramKind.SAMPLER, new_circuits=new, digests=digests)
+        shared = circuit_pb2.Circuit(digest=digest) if names_it else circuit_pb2.Circuit(openqasm2=CIRCUIT)
+        pubs.append(program_pb2.SamplerPub(circuit=shared))
+    return program_pb2.Program(sampler=program_pb2.SamplerJob(pubs=pubs))
 
 
-CIRCUIT: Final = "the circuit that a session sends once"
+VERSION: Final = "OPENQASM 3.0;"
+CIRCUIT: Final = "OPENQASM 2.0; the circuit that a session sends once"

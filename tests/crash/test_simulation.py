@@ -15,7 +15,7 @@ from tests.simulation.seeds import seed_of
 SEEDS = 200
 SEEDS_A_TEST = 20
 LIVES = 3
-STEPS_MAX = 400
+STEPS_MAX = 600
 
 
 @pytest.fixture(autouse=True)

@@ -25,12 +25,12 @@ CALIBRATION = Deed(2 * SECOND)
 
 
 def deed_of(program: program_pb2.Program) -> Deed:
-    """Programs say it themselves: the first circuit's text is `LENGTH OUTCOME NAME`."""
+    """Programs say it themselves: the first circuit's text is `OPENQASM 3.0; LENGTH OUTCOME NAME`."""
     if program.WhichOneof("kind") == "calibration":
         return CALIBRATION
     for pub in program.sampler.pubs:
         if pub.circuit.openqasm3:
-            length, outcome, *_ = pub.circuit.openqasm3.split()
+            _, _, length, outcome, *_ = pub.circuit.openqasm3.split()
             return Deed(int(length), RunOutcome(outcome))
     raise AssertionError("the program has no circuit of its own")
 

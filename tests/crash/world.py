@@ -1,6 +1,6 @@
 """One seed: servers that live and die on one disk while callers use them, and what must be true after each death.
 
-Everything but the disk, the workers, the callers and time is production code. What is checked:
+Everything but the disk, the workers, the network, the callers and time is production code. What is checked:
 
 - all that `cadenza check` checks, of every disk that a death leaves
 - nothing that anybody was told is lost or becomes another: jobs, numbers, final states, results, answers, cancels,
@@ -17,8 +17,6 @@ import asyncio
 import gc
 import random
 import warnings
-
-# ruff: noqa: PT017  (a refusal is an answer that is looked at, not what a test waits for)
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -34,6 +32,7 @@ from sqlalchemy import Connection
 
 from tests.crash.callers import OPERATOR, USERS, Customer, Memory, told_of, watch
 from tests.crash.disk import Disk, SimulatedStore
+from tests.crash.network import Network, Skin
 from tests.crash.virtual_loop import Crash, LoopClock, VirtualLoop
 from tests.crash.workers import SimulatedDevice, result_of
 from tests.integration.test_engine import by_name
@@ -52,6 +51,10 @@ FAULTS: Final = {
     "report is late": 0.1,
     "late result": 0.5,
     "report comes twice": 0.2,
+    "message is late": 0.05,
+    "request is lost": 0.05,
+    "request comes twice": 0.1,
+    "answer is lost": 0.05,
 }
 SHARES: Final = {"lab": 2.0}
 
@@ -68,6 +71,8 @@ class Outcome:
     commits: int = 0
     answers: int = 0
     repeated: int = 0
+    unanswered: int = 0
+    strays: int = 0
     audits: int = 0
     seconds: float = 0.0
     """Of virtual time."""
@@ -90,6 +95,7 @@ class World:
         self._memory = Memory(names)
         self._disk = Disk()
         self._faults = {name: rate * source.choice((0, 1, 1, 3)) for name, rate in FAULTS.items()}
+        self._network = Network(random.Random(source.random()), self.strikes)
         self._now = START
         self._skew = 0
         self._latest = 0
@@ -116,6 +122,8 @@ class World:
         self.outcome.jobs = len(self._memory.jobs)
         self.outcome.answers = self._memory.answers
         self.outcome.repeated = self._memory.repeated
+        self.outcome.unanswered = self._network.unanswered
+        self.outcome.strays = self._network.strays
         self.outcome.seconds = (self._now - START) / SECOND
         return self.outcome
 
@@ -270,6 +278,7 @@ class _Server:
             except StoreError:  # the disk fails at this very moment: an operator starts it again
                 await asyncio.sleep(1)
                 self._engine, self._devices = self._world.build(self._loop, self._store())
+        self._world._network.connect(Skin(self._engine, self._world._settings, (OPERATOR.path,)))
         self._spawn(self._audit())
 
     def _store(self) -> SimulatedStore:
@@ -311,7 +320,7 @@ class _Server:
         """Be used for a while, then stop in good order (if it does not die before)."""
         await self._begin()
         for customer in self._world._customers:
-            self._spawn(customer.live(self._engine))
+            self._spawn(customer.live(self._world._network))
         self._spawn(self._watch())
         await self._until(self._world._source.uniform(1, 60 * self._world._steps_max / STEPS_MAX))
         stopping = self._loop.create_task(self._engine.stop(self._world._source.choice((0, 5))))
@@ -328,7 +337,7 @@ class _Server:
         await self._begin()
         for customer in self._world._customers:
             if customer.pending is not None:
-                self._spawn(_finish(customer, self._engine))
+                self._spawn(_finish(customer, self._world._network))
         self._spawn(self._watch())
         recorder = self._engine._writer.recorder
         for _ in range(DRAIN_SECONDS // 50):
@@ -369,16 +378,9 @@ class _Server:
             assert watching.seen == history, f"a watcher of {watching.job} saw {watching.seen}, and it was {history}"
 
 
-async def _finish(customer: Customer, engine: Engine) -> None:
+async def _finish(customer: Customer, network: Network) -> None:
     """The last call that has no answer yet."""
-    while customer.pending is not None:
-        action = customer.pending
-        try:
-            action.take(await action.call(engine, action.key))
-        except Refusal as refusal:
-            assert refusal.code.name != "UNAVAILABLE", f"{refusal.reason}: {refusal}"
-            action.refused()
-        customer.pending = None
+    assert await customer.ask(network), "a call is not answered, though nothing fails"
 
 
 def _make_settings(source: random.Random) -> DeviceSettings:
