@@ -1136,6 +1136,16 @@ async def test_a_retry_that_races_the_first_call_gets_its_answer(held: tuple[Hom
     assert len((await home.engine.list_jobs(JobFilter())).items) == 1
 
 
+async def test_a_retry_gets_its_answer_also_while_its_id_is_tried_with_other_content(home: Home) -> None:
+    job = SubmitJob(job="", caller=ALICE, device="aer")
+    first = await home.engine.submit([job], [content_of()], key("r"))
+    other = asyncio.create_task(home.engine.submit([job], [content_of()], key("r", b"other")))
+    await asyncio.sleep(0)  # it is looked at
+    assert await home.engine.submit([job], [content_of()], key("r")) == first
+    with pytest.raises(Refusal, match="used before"):
+        await other
+
+
 async def test_a_repeated_command_gets_its_first_events(home: Home) -> None:
     command = CreateSession(session="", caller=ALICE, device="aer")
     first = await home.engine.execute(command, request=key("c"))

@@ -377,27 +377,33 @@ class Engine:
         else:
             digest, task = running
             if digest != request.digest:
-                raise _reused(request)
+                answered = await self._look_up(request, replay)  # what is under way may be the one that is refused
+                if answered is None:
+                    raise _reused(request)
+                return answered[0]
         return cast(T, await asyncio.shield(task))
 
     async def _first(
         self, request: RequestKey, call: Callable[[], Awaitable[T]], replay: Callable[[Connection, RequestRow], T]
     ) -> T:
+        answered = await self._look_up(request, replay)
+        return answered[0] if answered is not None else await call()
+
+    async def _look_up(self, request: RequestKey, replay: Callable[[Connection, RequestRow], T]) -> tuple[T] | None:
+        """The first answer, if there is one on disk. Raises `Refusal` REQUEST_ID_REUSED."""
         key = (request.caller, request.request_id)
-        if hash(key) in self._writer.seen_requests:
+        if hash(key) not in self._writer.seen_requests:
+            return None
 
-            def look(connection: Connection) -> tuple[RequestRow, T] | None:
-                row = reads.read_request(connection, *key)
-                if row is None:
-                    return None
-                if row.digest != request.digest:
-                    raise _reused(request)
-                return row, replay(connection, row)
+        def look(connection: Connection) -> tuple[T] | None:
+            row = reads.read_request(connection, *key)
+            if row is None:
+                return None
+            if row.digest != request.digest:
+                raise _reused(request)
+            return (replay(connection, row),)
 
-            found = await self._read(look)
-            if found is not None:
-                return found[1]
-        return await call()
+        return await self._read(look)
 
     def _forget_request(self, key: tuple[str, str], task: "asyncio.Task[object]") -> None:
         del self._requests[key]
