@@ -1,18 +1,28 @@
-"""A disk that loses what was not acknowledged, and a store on it: production's own rows, statements and reads."""
+"""A disk that loses what was not acknowledged, and a store on it: production's own rows, statements and reads.
+
+The disk is a real file with a real log, written by the code of the process that writes. When a server dies in the
+middle of a batch, what is on its way may be torn: parts of the log's end are not there, or are other bytes, or are
+there without what is before them. What SQLite makes of that at the next start is to be the store as it was before the
+batch, to the last row.
+"""
 
 import asyncio
 import marshal
 import random
+import shutil
 import sqlite3
-from collections.abc import Awaitable, Callable
+import struct
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 from cadenza_server.store import Store, StoreError
 from cadenza_server.store.batch import Batch
 from cadenza_server.store.check import Report, check_connection
-from cadenza_server.store.commit_process import expand
+from cadenza_server.store.commit_process import LOG_ROWS, _File, connect
 from cadenza_server.store.schema import HEAD, metadata
+from cadenza_server.store.store import FILE_NAME
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
@@ -21,31 +31,125 @@ from tests.crash.virtual_loop import VirtualLoop
 
 T = TypeVar("T")
 NOWHERE: Final = Path("/nowhere")
+MEMORY: Final = Path("/dev/shm")
+"""Where a sync costs nothing: that it is asked for is tested elsewhere, what it is for is simulated here."""
+
+LOG_HEADER: Final = struct.Struct(">8x I 4x 2I 8x")
+"""Of SQLite's log: the size of its pages, and its salts (sqlite.org/fileformat2.html, 4.1)."""
+
+FRAME_HEADER: Final = struct.Struct(">I 4x 2I 8x")
+"""Before each page in it: the page's number, and the salts."""
 
 
 class Disk:
-    """What has reached the platter: whole batches, as SQLite keeps them. It outlives every server."""
+    """What has reached the platter. It outlives every server; when it is crashed, it goes on with what SQLite finds."""
 
-    def __init__(self) -> None:
-        self._sql = create_engine(
-            "sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False, "isolation_level": None}
-        )
-        metadata.create_all(self._sql)
+    def __init__(self, source: random.Random) -> None:
+        self._source = source
+        self._folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
+        self._life = 0
         self.commits = 0
+        self.torn = 0
+        path = self._enter()
+        sqlite3.connect(path).close()
+        self._open(path)
+        metadata.create_all(self._connection)
+
+    def _enter(self) -> Path:
+        """A new place for the file."""
+        self._life += 1
+        folder = self._folder / str(self._life)
+        folder.mkdir()
+        return folder / FILE_NAME
+
+    def _open(self, path: Path) -> None:
+        self._path = path
+        self._log = path.with_name(f"{FILE_NAME}-wal")
+        path.touch()
+        self._file = _File(str(path))
+        self.raw = connect(str(path), check_same_thread=False)
+        self._sql = create_engine("sqlite://", creator=lambda: self.raw, poolclass=StaticPool)
         self._connection = self._sql.connect()
-        self.raw = cast(sqlite3.Connection, self._connection.connection.dbapi_connection)
+
+    def _close(self) -> None:
+        self._connection.close()
+        self._sql.dispose()
+        self.raw.close()
+        self._file.close()
 
     def write(self, frame: bytes) -> None:
-        """One batch, all or nothing. Raises `sqlite3.Error`."""
-        self.raw.execute("BEGIN")
-        try:
-            for statement, values in expand(marshal.loads(frame)):
-                self.raw.execute(statement, values)
-            self.raw.execute("COMMIT")
-        except BaseException:
-            self.raw.execute("ROLLBACK")
-            raise
+        """One batch, all or nothing."""
+        sentence = self._file.commit(marshal.loads(frame))
+        assert sentence is None, sentence
+        if self._source.random() < 0.05:
+            self._file._rows = LOG_ROWS
+        self._file.tidy()
         self.commits += 1
+
+    def crash(self, frame: bytes | None) -> None:
+        """The server is dead. What it was about to write is there, or not, or was torn on its way; the log was being
+        folded into the file, or was not."""
+        fate = self._source.choice(("lost", "kept", "torn")) if frame is not None else "lost"
+        file, old, before = self._path.read_bytes(), self._read_log(), self._dump()
+        if frame is not None and fate != "lost":
+            sentence = self._file.commit(marshal.loads(frame))
+            assert sentence is None, sentence
+            assert self._path.read_bytes() == file, "a commit writes the log alone"
+        expected, new = self._dump(), self._read_log()
+        if fate == "torn":
+            expected = before
+        if self._source.random() < 0.3 and old[: LOG_HEADER.size] == new[: LOG_HEADER.size]:
+            file = self._fold_partly(file, old)
+        path = self._enter()
+        path.write_bytes(file)
+        path.with_name(f"{FILE_NAME}-wal").write_bytes(self._tear(old, new) if fate == "torn" else new)
+        self._close()
+        shutil.rmtree(self._path.parent)
+        self._open(path)
+        assert self._dump() == expected, f"a batch that was {fate} has left another store"
+        self.torn += fate == "torn"
+        self.commits += fate == "kept"
+
+    def _read_log(self) -> bytes:
+        return self._log.read_bytes() if self._log.exists() else b""
+
+    def _fold_partly(self, file: bytes, log: bytes) -> bytes:
+        """The file when the log was being folded into it: of the pages that the log has, nothing is sure. (The first is
+        left: it is read before the log is.)"""
+        folded = bytearray(file)
+        for page, size, _ in read_frames(log):
+            if page > 1 and page * size <= len(file) and self._source.random() < 0.5:
+                folded[(page - 1) * size : page * size] = self._source.randbytes(size)
+        return bytes(folded)
+
+    def _tear(self, old: bytes, new: bytes) -> bytes:
+        """The log when the last batch did not wholly reach it."""
+        if old == new:
+            return new  # what was written is what was there
+        source = self._source
+        begin, end = find_end(old), find_end(new)
+        if old[: LOG_HEADER.size] != new[: LOG_HEADER.size]:
+            begin = 0  # all was folded into the file, and the log has begun anew
+        log = bytearray(new)
+        where = source.randrange(begin, end)
+        until = source.randint(where + 1, end)
+        match source.choice(("cut", "stale", "zeros", "garbage")):
+            case "cut":
+                del log[where:]
+            case "stale":  # what follows is there, and this is what was there before
+                log[where:until] = old[where:until].ljust(until - where, b"\0")
+            case "zeros":
+                log[where:until] = bytes(until - where)
+            case _:
+                log[where:until] = source.randbytes(until - where)
+        if log == new:  # by chance it is what it should be
+            log[where] ^= 0xFF
+        return bytes(log)
+
+    def _dump(self) -> list[object]:
+        """All that is in it."""
+        names = self.raw.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").fetchall()
+        return [(name, self.raw.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall()) for (name,) in names]
 
     def read(self, query: Callable[[Connection], T]) -> T:
         """What is there now. (One moment, without a transaction: nothing else happens meanwhile.)"""
@@ -59,13 +163,33 @@ class Disk:
 
     def close(self) -> None:
         """Throw it away."""
-        self._connection.close()
-        self._sql.dispose()
+        self._close()
+        shutil.rmtree(self._folder)
+
+
+def read_frames(log: bytes) -> Iterator[tuple[int, int, int]]:
+    """Of each frame of SQLite's log its page's number and size, and where the frame ends. What follows the last one is
+    from before the log began anew."""
+    if len(log) < LOG_HEADER.size:
+        return
+    size, *salt = LOG_HEADER.unpack_from(log)
+    end = LOG_HEADER.size + FRAME_HEADER.size + size
+    while end <= len(log):
+        page, *found = FRAME_HEADER.unpack_from(log, end - size - FRAME_HEADER.size)
+        if found != salt:
+            return
+        yield page, size, end
+        end += FRAME_HEADER.size + size
+
+
+def find_end(log: bytes) -> int:
+    """Where the last frame ends."""
+    return max((end for _, _, end in read_frames(log)), default=0)
 
 
 class SimulatedStore(Store):
     """A store of one server on a `Disk`. Commits and reads take time and fail; what is on its way when the server dies
-    is written or not, as chance has it."""
+    is written, torn or lost, as chance has it."""
 
     def __init__(self, disk: Disk, loop: VirtualLoop, source: random.Random, faults: dict[str, float]) -> None:
         super().__init__(NOWHERE)
@@ -121,10 +245,9 @@ class SimulatedStore(Store):
             done.set_result(None)
 
     def die(self) -> None:
-        """The server is dead: its last batch reaches the disk or does not."""
+        """The server is dead."""
         frame, self._on_its_way = self._on_its_way, None
-        if frame is not None and self._source.random() < 0.5:
-            self._disk.write(frame)
+        self._disk.crash(frame)
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """See `Store`."""

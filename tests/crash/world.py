@@ -69,6 +69,7 @@ class Outcome:
     jobs: int = 0
     runs: int = 0
     commits: int = 0
+    torn: int = 0
     answers: int = 0
     repeated: int = 0
     unanswered: int = 0
@@ -93,7 +94,7 @@ class World:
         names = ("ada", "bea", "cleo")[: source.choice((1, 1, 2, 3))]
         self._settings = {name: _make_settings(source) for name in names}
         self._memory = Memory(names)
-        self._disk = Disk()
+        self._disk = Disk(random.Random(source.random()))
         self._faults = {name: rate * source.choice((0, 1, 1, 3)) for name, rate in FAULTS.items()}
         self._network = Network(random.Random(source.random()), self.strikes)
         self._now = START
@@ -119,6 +120,7 @@ class World:
         finally:
             self._disk.close()
         self.outcome.commits = self._disk.commits
+        self.outcome.torn = self._disk.torn
         self.outcome.jobs = len(self._memory.jobs)
         self.outcome.answers = self._memory.answers
         self.outcome.repeated = self._memory.repeated
