@@ -1,4 +1,4 @@
-"""Workers that die, hang, answer late, twice, or in another order; and what each job does when it runs."""
+"""Workers that die, hang, answer late, never, twice, or in another order; and what each job does when it runs."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -80,7 +80,8 @@ class SimulatedDevice:
         length = max(deed.length_ns, assignment.min_duration_ns if program.WhichOneof("kind") == "calibration" else 0)
         if deed.outcome is RunOutcome.WORKER_LOST or self._strikes("worker dies"):
             self._loop.call_later(self._source.random() * length / SECOND, self._die, assignment)
-        elif length > assignment.limit_ns:
+        elif length > assignment.limit_ns or self._strikes("report is lost"):
+            # a worker that is not heard of is killed at its run's limit
             self._loop.call_later(assignment.limit_ns / SECOND, self._end, assignment, RunOutcome.RAN_TOO_LONG)
         else:
             delay = self._source.uniform(0, 3) if self._strikes("report is late") else 0.0

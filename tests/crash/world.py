@@ -49,6 +49,7 @@ FAULTS: Final = {
     "slow start": 0.3,
     "worker dies": 0.05,
     "report is late": 0.1,
+    "report is lost": 0.02,
     "late result": 0.5,
     "report comes twice": 0.2,
     "message is late": 0.05,
