@@ -86,11 +86,23 @@ def test_a_store_in_which_much_has_happened_is_sound(sound: Path) -> None:
 
 
 ONE_SUCCEEDED = "(SELECT job FROM jobs WHERE state = 'SUCCEEDED' AND job_class != 'CALIBRATION' LIMIT 1)"
+ONE_QUEUED = (
+    "(SELECT job FROM jobs WHERE state = 'QUEUED' AND attempts = 0 AND session IS NULL AND NOT EXISTS "
+    "(SELECT 1 FROM events WHERE events.job = jobs.job) AND seq < (SELECT max(seq) FROM jobs) ORDER BY seq LIMIT 1)"
+)
+FAR = "(SELECT max(event_number) + 1000000 FROM events)"
+START_ONE = (
+    f"UPDATE jobs SET device = '{{job}}', state = 'RUNNING', attempts = 1, detail = 'begun' WHERE job = {ONE_QUEUED}",
+    "INSERT INTO runs (job, attempt, device, user, job_class, rule, create_time, start_time, estimate_ns, limit_ns, "
+    "epoch, charged_ns) SELECT job, 1, '{run}', user, job_class, job_class, create_time, 1000000000000000, 1, 1, 0, 0 "
+    "FROM jobs WHERE detail = 'begun'",
+)
+"""A second job that runs."""
+
 DAMAGE = {
     "a second final state": (
         "final-states",
-        "INSERT INTO events SELECT (SELECT max(event_number) + 1 FROM events), time, job, session, kind, body "
-        "FROM events WHERE kind = 'job_ended' LIMIT 1",
+        "INSERT INTO events SELECT 0, time, job, session, kind, body FROM events WHERE kind = 'job_ended' LIMIT 1",
     ),
     "a final state that was taken back": (
         "final-states",
@@ -103,67 +115,130 @@ DAMAGE = {
         "final-states",
         f"DELETE FROM events WHERE kind = 'job_ended' AND job = {ONE_SUCCEEDED}",
     ),
+    "an end that its session tells otherwise": (
+        "final-states",
+        "UPDATE events SET body = json_set(body, '$.state', 'SUCCEEDED') WHERE kind = 'session_jobs_ended'",
+    ),
     "a change after the end": (
         "final-states",
-        "INSERT INTO events SELECT (SELECT max(event_number) + 1 FROM events), time, job, session, 'job_started', body "
+        f"INSERT INTO events SELECT {FAR}, time, job, session, 'job_started', body "
         f"FROM events WHERE kind = 'job_started' AND job = {ONE_SUCCEEDED} LIMIT 1",
     ),
     "an attempt that is missing": (
         "attempts",
         "DELETE FROM runs WHERE attempt = 1 AND job IN (SELECT job FROM runs WHERE attempt = 2)",
+        "UPDATE jobs SET attempts_lost = 0",
     ),
     "an attempt after the one that decided": (
         "attempts",
-        "UPDATE runs SET outcome = 'SUCCEEDED' WHERE attempt = 1 AND outcome = 'WORKER_LOST'",
+        "UPDATE runs SET outcome = 'EXECUTION_ERROR', end_time = start_time "
+        "WHERE attempt = 1 AND outcome = 'WORKER_LOST' AND job IN (SELECT job FROM runs WHERE attempt = 2)",
+        "UPDATE jobs SET attempts_lost = 0",
     ),
     "a run of a job that waits": (
         "attempts",
         "UPDATE jobs SET state = 'QUEUED' WHERE state = 'RUNNING'",
     ),
-    "a running job without a run": ("attempts", "DELETE FROM runs WHERE end_time IS NULL"),
+    "a running job without a run": (
+        "attempts",
+        "UPDATE runs SET end_time = start_time, outcome = 'PUT_BACK' WHERE end_time IS NULL",
+    ),
+    "a run from before its job": (
+        "attempts",
+        "UPDATE runs SET create_time = start_time + 1 WHERE run = 1",
+    ),
+    "another end than the last run's": (
+        "attempts",
+        "UPDATE jobs SET reason = 'WORKER_LOST' WHERE reason = 'EXECUTION_ERROR'",
+    ),
+    "a run too long that never was": (
+        "attempts",
+        "UPDATE jobs SET reason = 'RAN_TOO_LONG' WHERE reason = 'CANCELLED_BY_USER' AND attempts = 0",
+    ),
+    "lost workers that nobody lost": ("attempts", f"UPDATE jobs SET attempts_lost = 2 WHERE job = {ONE_QUEUED}"),
     "a result of a lost run": (
         "attempts",
         f"UPDATE runs SET outcome = 'WORKER_LOST', charged_ns = 0 WHERE job = {ONE_SUCCEEDED}",
     ),
+    "a number that is none": ("numbers", "UPDATE jobs SET seq = seq - 1"),
+    "a job lost without a trace": ("numbers", f"DELETE FROM jobs WHERE job = {ONE_QUEUED}"),
     "a number used twice": (
         "numbers",
-        "UPDATE jobs SET accept_event = (SELECT min(accept_event) FROM jobs) WHERE seq = (SELECT max(seq) FROM jobs)",
+        "UPDATE jobs SET accept_event = (SELECT accept_event FROM jobs WHERE seq = 1) WHERE seq = 2",
+    ),
+    "a number of a job and an event": (
+        "numbers",
+        "INSERT INTO events SELECT accept_event, create_time, NULL, (SELECT max(session) FROM sessions), "
+        "'session_changed', '{}' FROM jobs WHERE seq = 1",
     ),
     "a wrong order": ("numbers", "UPDATE jobs SET accept_event = 1000000 WHERE seq = 1"),
-    "a run charged too much": ("charges", f"UPDATE runs SET charged_ns = charged_ns + 1 WHERE job = {ONE_SUCCEEDED}"),
+    "a run charged too much": (
+        "charges",
+        f"UPDATE runs SET end_time = end_time - 1 WHERE outcome = 'SUCCEEDED' AND job = {ONE_SUCCEEDED}",
+    ),
+    "a job charged too much": ("charges", f"UPDATE jobs SET charged_ns = charged_ns + 1 WHERE job = {ONE_SUCCEEDED}"),
     "usage that nobody ran": ("charges", "UPDATE usage SET charged_ns = charged_ns + 1 WHERE path = 'lab/alice'"),
     "an account without its children's": ("charges", "UPDATE usage SET charged_ns = charged_ns - 1 WHERE path = 'lab'"),
     "decayed usage lost": ("charges", "UPDATE usage SET settled = settled * 0.999 WHERE path = 'lab/alice'"),
     "held time that nobody paid": ("charges", "UPDATE sessions SET held_time_ns = held_time_ns + 5"),
     "a session's runs lost": ("charges", "UPDATE sessions SET run_time_ns = run_time_ns + 5"),
-    "two runs on a device": (
+    "two jobs that run on a device": ("devices", *(each.format(job="aer", run="other") for each in START_ONE)),
+    "two runs on a device": ("devices", *(each.format(job="other", run="aer") for each in START_ONE)),
+    "runs that overlap": ("devices", "UPDATE runs SET run = 100000 WHERE run = 1"),
+    "two active sessions": (
         "devices",
-        "INSERT INTO runs SELECT run + 100000, job, attempt + 1, device, user, session, job_class, rule, create_time, "
-        "start_time, end_time, outcome, estimate_ns, limit_ns, epoch, charged_ns, chosen_node, chosen_usage, "
-        "runner_up, runner_up_usage, runner_up_user FROM runs WHERE end_time IS NULL",
+        "UPDATE sessions SET state = 'ACTIVE', active = 1 WHERE state = 'OPEN'",
+        "CREATE TEMP TABLE another AS SELECT * FROM sessions WHERE state = 'ACTIVE'",
+        "UPDATE another SET number = number + 1, session = 'another'",
+        "INSERT INTO sessions SELECT * FROM another",
     ),
-    "runs that overlap": ("devices", "UPDATE runs SET start_time = start_time - 1 WHERE start_time > 0"),
-    "two active sessions": ("devices", "UPDATE sessions SET active = 1"),
     "a result lost": ("results", f"DELETE FROM results WHERE job = {ONE_SUCCEEDED}"),
     "a result cut": ("results", f"UPDATE results SET result = x'00' WHERE job = {ONE_SUCCEEDED}"),
     "a result of what did not succeed": (
         "results",
         "INSERT INTO results SELECT job, x'00' FROM jobs WHERE state != 'SUCCEEDED' LIMIT 1",
     ),
-    "a success without a result": ("results", f"UPDATE jobs SET result_bytes = NULL WHERE job = {ONE_SUCCEEDED}"),
+    "a success without a result": (
+        "results",
+        f"UPDATE jobs SET result_bytes = NULL WHERE job = {ONE_SUCCEEDED}",
+        f"DELETE FROM results WHERE job = {ONE_SUCCEEDED}",
+    ),
     "a session closed without a reason": ("sessions", "UPDATE sessions SET close_reason = NULL WHERE state = 'CLOSED'"),
     "a session that is over too early": ("sessions", "UPDATE sessions SET clocks = NULL WHERE state != 'CLOSED'"),
+    "a job that waits in a session that is over": (
+        "sessions",
+        f"UPDATE jobs SET session = (SELECT session FROM sessions WHERE clocks IS NULL) WHERE job = {ONE_QUEUED}",
+    ),
     "a job lost": (
         "references",
         f"DELETE FROM jobs WHERE job = {ONE_SUCCEEDED}",
     ),
     "a session lost": ("references", "DELETE FROM sessions WHERE number = 1"),
+    "an event of no job": (
+        "references",
+        f"INSERT INTO events VALUES ({FAR}, 0, 'nobody', NULL, 'job_started', '{{}}')",
+    ),
+    "an event of no session": (
+        "references",
+        f"INSERT INTO events VALUES ({FAR}, 0, NULL, 'nobody', 'session_changed', '{{}}')",
+    ),
+    "an event of nothing": ("references", f"INSERT INTO events VALUES ({FAR}, 0, NULL, NULL, 'job_started', '{{}}')"),
+    "an event that cannot be read": ("references", "UPDATE events SET body = '{' WHERE event_number % 7 = 0"),
+    "a run of no job": (
+        "references",
+        "INSERT INTO runs (job, attempt, device, user, job_class, rule, create_time, start_time, end_time, outcome, "
+        "estimate_ns, limit_ns, epoch, charged_ns) "
+        "VALUES ('nobody', 1, 'other', 'solo', 'FAIR_SHARE', 'FAIR_SHARE', 0, 0, 0, 'PUT_BACK', 1, 1, 0, 0)",
+    ),
+    "a result of no job": ("references", "INSERT INTO results VALUES ('nobody', x'00')"),
+    "a program of no job": ("references", "INSERT INTO programs VALUES (1000000, x'00')"),
     "a program lost": ("references", "UPDATE jobs SET program = NULL WHERE end_time IS NULL"),
+    "a job of no session": ("references", f"UPDATE jobs SET session = 'nobody' WHERE job = {ONE_QUEUED}"),
+    "a session of no reservation": ("references", "UPDATE sessions SET reservation = 'nobody' WHERE number = 1"),
     "an answer of jobs that are not there": (
         "references",
         "INSERT INTO requests VALUES ('ann', 'r', x'00', 0, 1000000, 2, NULL)",
     ),
-    "an event that cannot be read": ("references", "UPDATE events SET body = '{' WHERE event_number % 7 = 0"),
     "windows that overlap": (
         "reservations",
         "INSERT INTO reservations VALUES (9001, 'a', 'aer', 'lab', 10, 20, 'ENDED', '', 0), "
@@ -174,16 +249,28 @@ DAMAGE = {
 
 @pytest.mark.parametrize("what", DAMAGE)
 def test_damage_is_found(what: str, store: Path) -> None:
-    promise, statement = DAMAGE[what]
-    damage(store, statement)
+    promise, *statements = DAMAGE[what]
+    damage(store, *statements)
     assert promise in check(store).broken
     answer = run("check", "--data-dir", store.parent)
     assert answer.exit_code == 1
     assert f"BROKEN  {promise}" in answer.output
 
 
+def test_each_query_alone_finds_some_damage(sound: Path, tmp_path: Path) -> None:
+    alone = set()
+    for number, (_, *statements) in enumerate(DAMAGE.values()):
+        store = Path(shutil.copy(sound, tmp_path / f"{number}.db"))
+        damage(store, *statements)
+        with closing(sqlite3.connect(store)) as connection:
+            found = [query for each in PROMISES for query in each.queries if connection.execute(query).fetchone()]
+        if len(found) == 1:
+            alone.add(found[0])
+    assert [query for each in PROMISES for query in each.queries if query not in alone] == []
+
+
 def test_every_promise_has_a_way_to_break_it() -> None:
-    assert {promise for promise, _ in DAMAGE.values()} == {promise.name for promise in PROMISES}
+    assert {promise for promise, *_ in DAMAGE.values()} == {promise.name for promise in PROMISES}
 
 
 def test_findings_are_counted_and_some_of_them_shown(store: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whether a store keeps what it promises: each promise is a query for what breaks it.
+"""Whether a store keeps what it promises: each promise is a few queries for what breaks it.
 
 It reads one moment of the store and changes nothing, so it may run beside a server; a store that no server has open is
 read as it lies there. Every commit holds whole instants, so all of this is true of every moment that can be read.
@@ -29,247 +29,317 @@ def _reasons(state: JobState) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """`query` gives a row for each case in which the promise is broken: the thing's name, and what is wrong."""
+    """Each of `queries` gives a row for each case in which it is broken in one way: the thing's name, and what is
+    wrong."""
 
     name: str
     text: str
-    query: str
+    queries: tuple[str, ...]
 
 
 PROMISES: Final = (
     Promise(
         "final-states",
         "a job has one final state, with its reason, its time and the one event that brought it",
-        f"""
-        SELECT job, 'has the state ' || state || ', reason ' || coalesce(reason, 'none') || ', end time '
-                    || coalesce(end_time, 'none') || ' and end event ' || coalesce(end_event, 'none')
-        FROM jobs WHERE NOT coalesce(
-            CASE state
-                WHEN 'QUEUED' THEN reason IS NULL AND end_time IS NULL AND end_event IS NULL
-                WHEN 'RUNNING' THEN reason IS NULL AND end_time IS NULL AND end_event IS NULL
-                WHEN 'SUCCEEDED' THEN reason IS NULL AND end_time IS NOT NULL AND end_event IS NOT NULL
-                WHEN 'FAILED'
-                    THEN reason IN ({_reasons(JobState.FAILED)}) AND end_time IS NOT NULL AND end_event IS NOT NULL
-                WHEN 'CANCELLED'
-                    THEN reason IN ({_reasons(JobState.CANCELLED)}) AND end_time IS NOT NULL AND end_event IS NOT NULL
-            END, 0)
-        UNION ALL
-        SELECT job, 'has ended ' || count(*) || ' times' FROM events WHERE kind = 'job_ended'
-        GROUP BY job HAVING count(*) > 1
-        UNION ALL
-        SELECT jobs.job, 'is said to have ended with event ' || jobs.end_event || ', which is another one'
-        FROM jobs LEFT JOIN events ON events.event_number = jobs.end_event
-        WHERE jobs.end_event IS NOT NULL AND NOT coalesce(
-            (events.kind = 'job_ended' AND events.job = jobs.job)
-            OR (events.kind = 'session_jobs_ended' AND events.session = jobs.session), 0)
-        UNION ALL
-        SELECT jobs.job, 'changed after its end: event ' || events.event_number || ', ' || events.kind
-        FROM events JOIN jobs ON jobs.job = events.job
-        WHERE jobs.end_event IS NOT NULL AND events.event_number > jobs.end_event
-        """,
+        (
+            f"""
+            SELECT job, 'has the state ' || state || ', reason ' || coalesce(reason, 'none') || ', end time '
+                        || coalesce(end_time, 'none') || ' and end event ' || coalesce(end_event, 'none')
+            FROM jobs WHERE NOT coalesce(
+                CASE state
+                    WHEN 'QUEUED' THEN reason IS NULL AND end_time IS NULL AND end_event IS NULL
+                    WHEN 'RUNNING' THEN reason IS NULL AND end_time IS NULL AND end_event IS NULL
+                    WHEN 'SUCCEEDED' THEN reason IS NULL AND end_time IS NOT NULL AND end_event IS NOT NULL
+                    WHEN 'FAILED'
+                        THEN reason IN ({_reasons(JobState.FAILED)})
+                            AND end_time IS NOT NULL AND end_event IS NOT NULL
+                    WHEN 'CANCELLED'
+                        THEN reason IN ({_reasons(JobState.CANCELLED)})
+                            AND end_time IS NOT NULL AND end_event IS NOT NULL
+                END, 0)
+            """,
+            """
+            SELECT job, 'has ended ' || count(*) || ' times' FROM events WHERE kind = 'job_ended'
+            GROUP BY job HAVING count(*) > 1
+            """,
+            """
+            SELECT jobs.job, 'is said to have ended with event ' || jobs.end_event || ', which is another one'
+            FROM jobs LEFT JOIN events ON events.event_number = jobs.end_event
+            WHERE jobs.end_event IS NOT NULL AND NOT coalesce(
+                (events.kind = 'job_ended' AND events.job = jobs.job)
+                OR (events.kind = 'session_jobs_ended' AND events.session = jobs.session), 0)
+            """,
+            """
+            SELECT jobs.job, 'is ' || jobs.state || coalesce(' (' || jobs.reason || ')', '') || ', and event '
+                             || events.event_number || ' of its session ended it as ' || events.body
+            FROM jobs JOIN events ON events.event_number = jobs.end_event AND events.kind = 'session_jobs_ended'
+            WHERE json_valid(events.body) AND (
+                json_extract(events.body, '$.state') IS NOT jobs.state
+                OR json_extract(events.body, '$.reason') IS NOT jobs.reason)
+            """,
+            """
+            SELECT jobs.job, 'changed after its end: event ' || events.event_number || ', ' || events.kind
+            FROM events JOIN jobs ON jobs.job = events.job
+            WHERE jobs.end_event IS NOT NULL AND events.event_number > jobs.end_event
+            """,
+        ),
     ),
     Promise(
         "attempts",
         "the attempts of a job are 1, 2, ... one after the other, and only the last one decides how it ended",
-        f"""
-        SELECT jobs.job, 'has ' || jobs.attempts || ' attempts, and runs ' || coalesce(found.numbers, 'none')
-        FROM jobs LEFT JOIN (
-            SELECT job, count(*) AS runs, min(attempt) AS first, max(attempt) AS last,
-                   group_concat(attempt, ' ') AS numbers
-            FROM runs GROUP BY job) AS found ON found.job = jobs.job
-        WHERE jobs.attempts != coalesce(found.runs, 0) OR coalesce(found.first, 1) != 1
-            OR coalesce(found.last, 0) != jobs.attempts
-        UNION ALL
-        SELECT runs.job, 'attempt ' || runs.attempt || ' ended as ' || coalesce(runs.outcome, 'nothing')
-                         || ' before attempt ' || next.attempt
-        FROM runs JOIN runs AS next ON next.job = runs.job AND next.attempt = runs.attempt + 1
-        WHERE runs.outcome IS NULL OR runs.outcome NOT IN ('WORKER_LOST', 'PUT_BACK')
-            OR runs.end_time > next.start_time
-        UNION ALL
-        SELECT runs.job, 'attempt ' || runs.attempt || ' is on the device, and the job ' || jobs.state
-        FROM runs JOIN jobs ON jobs.job = runs.job
-        WHERE runs.end_time IS NULL AND (jobs.state != 'RUNNING' OR jobs.attempts != runs.attempt)
-        UNION ALL
-        SELECT jobs.job, 'is RUNNING, and no attempt of it is on the device' FROM jobs
-        WHERE state = 'RUNNING' AND NOT EXISTS (
-            SELECT 1 FROM runs WHERE runs.job = jobs.job AND runs.attempt = jobs.attempts AND runs.end_time IS NULL)
-        UNION ALL
-        SELECT job, 'attempt ' || attempt || ' has the times ' || start_time || ' to ' || coalesce(end_time, 'none')
-                    || ' and the outcome ' || coalesce(outcome, 'none')
-        FROM runs WHERE (end_time IS NULL) != (outcome IS NULL) OR end_time < start_time OR start_time < create_time
-        UNION ALL
-        SELECT jobs.job, 'is ' || jobs.state || coalesce(' (' || jobs.reason || ')', '') || ', and its last attempt '
-                         || runs.outcome
-        FROM jobs JOIN runs ON runs.job = jobs.job AND runs.attempt = jobs.attempts
-        WHERE (jobs.state = 'SUCCEEDED') != (runs.outcome IS 'SUCCEEDED')
-            OR (jobs.reason IS 'EXECUTION_ERROR') != (runs.outcome IS 'EXECUTION_ERROR')
-            OR (jobs.reason IS 'RAN_TOO_LONG') != (runs.outcome IS 'RAN_TOO_LONG')
-            OR (jobs.reason IS 'WORKER_LOST' AND runs.outcome IS NOT 'WORKER_LOST')
-            OR (runs.outcome IS 'CANCELLED' AND jobs.reason IS NOT 'CANCELLED_BY_USER')
-        UNION ALL
-        SELECT job, 'is ' || state || coalesce(' (' || reason || ')', '') || ' without an attempt' FROM jobs
-        WHERE attempts = 0
-            AND (state IN ('RUNNING', 'SUCCEEDED') OR reason IN ('EXECUTION_ERROR', 'RAN_TOO_LONG', 'WORKER_LOST'))
-        UNION ALL
-        SELECT jobs.job, 'counts ' || jobs.attempts_lost || ' lost workers, and ' || count(*) || ' attempts lost one'
-        FROM jobs JOIN runs ON runs.job = jobs.job AND runs.outcome = 'WORKER_LOST'
-        GROUP BY jobs.job
-        HAVING count(*) - jobs.attempts_lost NOT IN (0, jobs.state IN ({_FINAL}))
-        """,
+        (
+            """
+            SELECT jobs.job, 'has ' || jobs.attempts || ' attempts, and runs ' || coalesce(found.numbers, 'none')
+            FROM jobs LEFT JOIN (
+                SELECT job, count(*) AS runs, min(attempt) AS first, max(attempt) AS last,
+                       group_concat(attempt, ' ') AS numbers
+                FROM runs GROUP BY job) AS found ON found.job = jobs.job
+            WHERE jobs.attempts != coalesce(found.runs, 0) OR coalesce(found.first, 1) != 1
+                OR coalesce(found.last, 0) != jobs.attempts
+            """,
+            """
+            SELECT runs.job, 'attempt ' || runs.attempt || ' ended as ' || coalesce(runs.outcome, 'nothing')
+                             || ' before attempt ' || next.attempt
+            FROM runs JOIN runs AS next ON next.job = runs.job AND next.attempt = runs.attempt + 1
+            WHERE runs.outcome IS NULL OR runs.outcome NOT IN ('WORKER_LOST', 'PUT_BACK')
+                OR runs.end_time > next.start_time
+            """,
+            """
+            SELECT runs.job, 'attempt ' || runs.attempt || ' is on the device, and the job ' || jobs.state
+            FROM runs JOIN jobs ON jobs.job = runs.job
+            WHERE runs.end_time IS NULL AND (jobs.state != 'RUNNING' OR jobs.attempts != runs.attempt)
+            """,
+            """
+            SELECT jobs.job, 'is RUNNING, and no attempt of it is on the device' FROM jobs
+            WHERE state = 'RUNNING' AND NOT EXISTS (
+                SELECT 1 FROM runs WHERE runs.job = jobs.job AND runs.attempt = jobs.attempts AND runs.end_time IS NULL)
+            """,
+            """
+            SELECT job, 'attempt ' || attempt || ' has the times ' || start_time || ' to ' || coalesce(end_time, 'none')
+                        || ' and the outcome ' || coalesce(outcome, 'none')
+            FROM runs WHERE (end_time IS NULL) != (outcome IS NULL) OR end_time < start_time OR start_time < create_time
+            """,
+            """
+            SELECT jobs.job, 'is ' || jobs.state || coalesce(' (' || jobs.reason || ')', '')
+                             || ', and its last attempt ' || runs.outcome
+            FROM jobs JOIN runs ON runs.job = jobs.job AND runs.attempt = jobs.attempts
+            WHERE (jobs.state = 'SUCCEEDED') != (runs.outcome IS 'SUCCEEDED')
+                OR (jobs.reason IS 'EXECUTION_ERROR') != (runs.outcome IS 'EXECUTION_ERROR')
+                OR (jobs.reason IS 'RAN_TOO_LONG') != (runs.outcome IS 'RAN_TOO_LONG')
+                OR (jobs.reason IS 'WORKER_LOST' AND runs.outcome IS NOT 'WORKER_LOST')
+                OR (runs.outcome IS 'CANCELLED' AND jobs.reason IS NOT 'CANCELLED_BY_USER')
+            """,
+            """
+            SELECT job, 'is ' || state || coalesce(' (' || reason || ')', '') || ' without an attempt' FROM jobs
+            WHERE attempts = 0
+                AND (state IN ('RUNNING', 'SUCCEEDED') OR reason IN ('EXECUTION_ERROR', 'RAN_TOO_LONG', 'WORKER_LOST'))
+            """,
+            f"""
+            SELECT jobs.job, 'counts ' || jobs.attempts_lost || ' lost workers, and ' || count(runs.job)
+                             || ' attempts lost one'
+            FROM jobs LEFT JOIN runs ON runs.job = jobs.job AND runs.outcome = 'WORKER_LOST'
+            WHERE runs.job IS NOT NULL OR jobs.attempts_lost > 0
+            GROUP BY jobs.job
+            HAVING count(runs.job) - jobs.attempts_lost NOT IN (0, jobs.state IN ({_FINAL}))
+            """,
+        ),
     ),
     Promise(
         "numbers",
-        "each job has a number (`seq`), each acceptance and each event another one; nothing has a number twice",
-        """
-        SELECT job, 'has the number ' || seq FROM jobs WHERE seq < 1
-        UNION ALL
-        SELECT group_concat(job, ' '), 'were accepted with one event, ' || accept_event FROM jobs
-        GROUP BY accept_event HAVING count(*) > 1
-        UNION ALL
-        SELECT jobs.job, 'was accepted with event ' || jobs.accept_event || ', which is ' || events.kind
-        FROM jobs JOIN events ON events.event_number = jobs.accept_event
-        UNION ALL
-        SELECT job, 'is after job ' || before || ', and was accepted before it'
-        FROM (SELECT job, accept_event, lag(job) OVER (ORDER BY seq) AS before,
-                     lag(accept_event) OVER (ORDER BY seq) AS last FROM jobs)
-        WHERE accept_event < last
-        """,
+        "jobs have the numbers (`seq`) 1, 2, ... without a gap, and each acceptance and each event another number; "
+        "nothing has one twice",
+        (
+            """
+            SELECT job, 'has the number ' || seq FROM jobs WHERE seq < 1
+            """,
+            """
+            SELECT 'job number ' || seq, 'follows ' || before || ': those between are lost'
+            FROM (SELECT seq, lag(seq, 1, 0) OVER (ORDER BY seq) AS before FROM jobs) WHERE seq > before + 1
+            """,
+            """
+            SELECT group_concat(job, ' '), 'were accepted with one event, ' || accept_event FROM jobs
+            GROUP BY accept_event HAVING count(*) > 1
+            """,
+            """
+            SELECT jobs.job, 'was accepted with event ' || jobs.accept_event || ', which is ' || events.kind
+            FROM jobs JOIN events ON events.event_number = jobs.accept_event
+            """,
+            """
+            SELECT job, 'is after job ' || before || ', and was accepted before it'
+            FROM (SELECT job, accept_event, lag(job) OVER (ORDER BY seq) AS before,
+                         lag(accept_event) OVER (ORDER BY seq) AS last FROM jobs)
+            WHERE accept_event < last
+            """,
+        ),
     ),
     Promise(
         "charges",
         "a run is charged for its length, unless its worker was lost, it was put back, or it is a calibration; "
         "charges sum to the usage of users, children's to their account's",
-        """
-        SELECT job, 'attempt ' || attempt || ' (' || outcome || ') took ' || (end_time - start_time) || ' ns, and '
-                    || charged_ns || ' ns were charged'
-        FROM runs WHERE end_time IS NOT NULL AND charged_ns != CASE
-            WHEN outcome IN ('WORKER_LOST', 'PUT_BACK') OR job_class = 'CALIBRATION' THEN 0
-            ELSE end_time - start_time END
-        UNION ALL
-        SELECT jobs.job, jobs.charged_ns || ' ns were charged, and ' || coalesce(ran.charged_ns, 0)
-                         || ' ns for its attempts'
-        FROM jobs LEFT JOIN (SELECT job, sum(charged_ns) AS charged_ns FROM runs GROUP BY job) AS ran
-            ON ran.job = jobs.job
-        WHERE jobs.charged_ns != coalesce(ran.charged_ns, 0)
-        UNION ALL
-        SELECT sessions.session, 'has run for ' || sessions.run_time_ns || ' ns, and its runs took '
-                                 || coalesce(ran.charged_ns, 0) || ' ns'
-        FROM sessions LEFT JOIN (SELECT session, sum(charged_ns) AS charged_ns FROM runs GROUP BY session) AS ran
-            ON ran.session = sessions.session
-        WHERE sessions.run_time_ns != coalesce(ran.charged_ns, 0)
-        UNION ALL
-        SELECT path, 'was charged ' || sum(charged_ns) || ' ns, and its runs and held devices come to ' || sum(found)
-                     || ' ns'
-        FROM (
-            SELECT path, charged_ns, 0 AS found FROM usage WHERE is_user = 1
-            UNION ALL SELECT user, 0, charged_ns FROM runs WHERE charged_ns > 0
-            UNION ALL SELECT user, 0, held_time_ns FROM sessions WHERE held_time_ns > 0)
-        GROUP BY path HAVING sum(charged_ns) != sum(found)
-        """,
+        (
+            """
+            SELECT job, 'attempt ' || attempt || ' (' || outcome || ') took ' || (end_time - start_time) || ' ns, and '
+                        || charged_ns || ' ns were charged'
+            FROM runs WHERE end_time IS NOT NULL AND charged_ns != CASE
+                WHEN outcome IN ('WORKER_LOST', 'PUT_BACK') OR job_class = 'CALIBRATION' THEN 0
+                ELSE end_time - start_time END
+            """,
+            """
+            SELECT jobs.job, jobs.charged_ns || ' ns were charged, and ' || coalesce(ran.charged_ns, 0)
+                             || ' ns for its attempts'
+            FROM jobs LEFT JOIN (SELECT job, sum(charged_ns) AS charged_ns FROM runs GROUP BY job) AS ran
+                ON ran.job = jobs.job
+            WHERE jobs.charged_ns != coalesce(ran.charged_ns, 0)
+            """,
+            """
+            SELECT sessions.session, 'has run for ' || sessions.run_time_ns || ' ns, and its runs took '
+                                     || coalesce(ran.charged_ns, 0) || ' ns'
+            FROM sessions LEFT JOIN (SELECT session, sum(charged_ns) AS charged_ns FROM runs GROUP BY session) AS ran
+                ON ran.session = sessions.session
+            WHERE sessions.run_time_ns != coalesce(ran.charged_ns, 0)
+            """,
+            """
+            SELECT path, 'was charged ' || sum(charged_ns) || ' ns, and its runs and held devices come to '
+                         || sum(found) || ' ns'
+            FROM (
+                SELECT path, charged_ns, 0 AS found FROM usage WHERE is_user = 1
+                UNION ALL SELECT user, 0, charged_ns FROM runs WHERE charged_ns > 0
+                UNION ALL SELECT user, 0, held_time_ns FROM sessions WHERE held_time_ns > 0)
+            GROUP BY path HAVING sum(charged_ns) != sum(found)
+            """,
+        ),
     ),
     Promise(
         "devices",
         "a device has at most one active session and one run",
-        """
-        SELECT device, 'has the active sessions ' || group_concat(session, ' ') FROM sessions WHERE active
-        GROUP BY device HAVING count(*) > 1
-        UNION ALL
-        SELECT device, 'runs ' || group_concat(job, ' ') FROM jobs WHERE state = 'RUNNING'
-        GROUP BY device HAVING count(*) > 1
-        UNION ALL
-        SELECT device, 'runs ' || group_concat(job || ' (attempt ' || attempt || ')', ' ') FROM runs
-        WHERE end_time IS NULL GROUP BY device HAVING count(*) > 1
-        UNION ALL
-        SELECT device, 'began attempt ' || attempt || ' of ' || job || ' before the run before it had ended'
-        FROM (SELECT device, job, attempt, start_time, max(end_time) OVER (
-                  PARTITION BY device ORDER BY run ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS last FROM runs)
-        WHERE start_time < last
-        """,
+        (
+            """
+            SELECT device, 'has the active sessions ' || group_concat(session, ' ') FROM sessions WHERE active
+            GROUP BY device HAVING count(*) > 1
+            """,
+            """
+            SELECT device, 'runs ' || group_concat(job, ' ') FROM jobs WHERE state = 'RUNNING'
+            GROUP BY device HAVING count(*) > 1
+            """,
+            """
+            SELECT device, 'runs ' || group_concat(job || ' (attempt ' || attempt || ')', ' ') FROM runs
+            WHERE end_time IS NULL GROUP BY device HAVING count(*) > 1
+            """,
+            """
+            SELECT device, 'began attempt ' || attempt || ' of ' || job || ' before the run before it had ended'
+            FROM (SELECT device, job, attempt, start_time, max(end_time) OVER (
+                      PARTITION BY device ORDER BY run ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS last
+                  FROM runs)
+            WHERE start_time < last
+            """,
+        ),
     ),
     Promise(
         "results",
         "a job has a result if and only if it succeeded (calibrations need none), until it is deleted",
-        """
-        SELECT job, 'is ' || state || ' and has ' || coalesce('a result of ' || result_bytes || ' bytes', 'no result')
-        FROM jobs WHERE (result_bytes IS NOT NULL AND state != 'SUCCEEDED')
-            OR (result_bytes IS NULL AND state = 'SUCCEEDED' AND job_class != 'CALIBRATION')
-        UNION ALL
-        SELECT results.job, 'has a result of ' || length(results.result) || ' bytes, and should have '
-                            || coalesce(jobs.result_bytes || ' bytes', 'none')
-        FROM results JOIN jobs ON jobs.job = results.job WHERE jobs.result_bytes IS NOT length(results.result)
-        UNION ALL
-        SELECT jobs.job, 'succeeded, and its result is not there' FROM jobs
-        WHERE result_bytes IS NOT NULL AND result_delete_time IS NULL AND NOT EXISTS (
-            SELECT 1 FROM results WHERE results.job = jobs.job)
-        """,
+        (
+            """
+            SELECT job, 'is ' || state || ' and has '
+                        || coalesce('a result of ' || result_bytes || ' bytes', 'no result')
+            FROM jobs WHERE (result_bytes IS NOT NULL AND state != 'SUCCEEDED')
+                OR (result_bytes IS NULL AND state = 'SUCCEEDED' AND job_class != 'CALIBRATION')
+            """,
+            """
+            SELECT results.job, 'has a result of ' || length(results.result) || ' bytes, and should have '
+                                || coalesce(jobs.result_bytes || ' bytes', 'none')
+            FROM results JOIN jobs ON jobs.job = results.job WHERE jobs.result_bytes IS NOT length(results.result)
+            """,
+            """
+            SELECT jobs.job, 'succeeded, and its result is not there' FROM jobs
+            WHERE result_bytes IS NOT NULL AND result_delete_time IS NULL AND NOT EXISTS (
+                SELECT 1 FROM results WHERE results.job = jobs.job)
+            """,
+        ),
     ),
     Promise(
         "sessions",
         "a session that is over is CLOSED, with a time and a reason, holds no device, and nothing of it waits or runs",
-        """
-        SELECT session, 'is ' || state || ', closed at ' || coalesce(close_time, 'no time') || ' for '
-                        || coalesce(close_reason, 'no reason')
-                        || CASE WHEN active THEN ', and has its device' ELSE '' END
-        FROM sessions WHERE (state = 'CLOSED') != (close_time IS NOT NULL)
-            OR (state = 'CLOSED' AND (close_reason IS NULL OR active OR accepting_jobs))
-            OR (state = 'ACTIVE' AND NOT active) OR (state IN ('OPEN', 'INACTIVE') AND active)
-            OR (clocks IS NULL AND state != 'CLOSED')
-        UNION ALL
-        SELECT jobs.job, 'is ' || jobs.state || ', and its session ' || sessions.session || ' is over'
-        FROM jobs JOIN sessions ON sessions.session = jobs.session
-        WHERE jobs.end_time IS NULL AND sessions.clocks IS NULL
-        """,
+        (
+            """
+            SELECT session, 'is ' || state || ', closed at ' || coalesce(close_time, 'no time') || ' for '
+                            || coalesce(close_reason, 'no reason')
+                            || CASE WHEN active THEN ', and has its device' ELSE '' END
+            FROM sessions WHERE (state = 'CLOSED') != (close_time IS NOT NULL)
+                OR (state = 'CLOSED' AND (close_reason IS NULL OR active OR accepting_jobs))
+                OR (state = 'ACTIVE' AND NOT active) OR (state IN ('OPEN', 'INACTIVE') AND active)
+                OR (clocks IS NULL AND state != 'CLOSED')
+            """,
+            """
+            SELECT jobs.job, 'is ' || jobs.state || ', and its session ' || sessions.session || ' is over'
+            FROM jobs JOIN sessions ON sessions.session = jobs.session
+            WHERE jobs.end_time IS NULL AND sessions.clocks IS NULL
+            """,
+        ),
     ),
     Promise(
         "references",
         "what an event, a run, a result, a program, a job, a session or an answer names is there",
-        """
-        SELECT 'event ' || event_number, 'is of job ' || job || ', which is not there' FROM events
-        WHERE job IS NOT NULL AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.job = events.job)
-        UNION ALL
-        SELECT 'event ' || event_number, 'is of session ' || session || ', which is not there' FROM events
-        WHERE session IS NOT NULL AND NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.session = events.session)
-        UNION ALL
-        SELECT 'event ' || event_number, 'is of nothing' FROM events WHERE job IS NULL AND session IS NULL
-        UNION ALL
-        SELECT 'event ' || event_number, 'cannot be read' FROM events WHERE NOT json_valid(body)
-        UNION ALL
-        SELECT job, 'attempt ' || attempt || ' is of a job that is not there' FROM runs
-        WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.job = runs.job)
-        UNION ALL
-        SELECT job, 'has a result and is not there' FROM results
-        WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.job = results.job)
-        UNION ALL
-        SELECT 'job number ' || seq, 'has a program and is not there' FROM programs
-        WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.seq = programs.seq)
-        UNION ALL
-        SELECT job, 'is ' || state || ' and has no program' FROM jobs
-        WHERE program IS NULL AND end_time IS NULL
-            AND NOT EXISTS (SELECT 1 FROM programs WHERE programs.seq = jobs.seq)
-        UNION ALL
-        SELECT job, 'is of session ' || session || ', which is not there' FROM jobs
-        WHERE session IS NOT NULL AND NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.session = jobs.session)
-        UNION ALL
-        SELECT session, 'is bound to reservation ' || reservation || ', which is not there' FROM sessions
-        WHERE reservation IS NOT NULL
-            AND NOT EXISTS (SELECT 1 FROM reservations WHERE reservations.reservation = sessions.reservation)
-        UNION ALL
-        SELECT 'request ' || request_id || ' of ' || caller, 'was answered with jobs that are not there' FROM requests
-        WHERE first_seq IS NOT NULL AND job_count
-            != (SELECT count(*) FROM jobs WHERE seq BETWEEN first_seq AND first_seq + job_count - 1)
-        """,
+        (
+            """
+            SELECT 'event ' || event_number, 'is of job ' || job || ', which is not there' FROM events
+            WHERE job IS NOT NULL AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.job = events.job)
+            """,
+            """
+            SELECT 'event ' || event_number, 'is of session ' || session || ', which is not there' FROM events
+            WHERE session IS NOT NULL AND NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.session = events.session)
+            """,
+            """
+            SELECT 'event ' || event_number, 'is of nothing' FROM events WHERE job IS NULL AND session IS NULL
+            """,
+            """
+            SELECT 'event ' || event_number, 'cannot be read' FROM events WHERE NOT json_valid(body)
+            """,
+            """
+            SELECT job, 'attempt ' || attempt || ' is of a job that is not there' FROM runs
+            WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.job = runs.job)
+            """,
+            """
+            SELECT job, 'has a result and is not there' FROM results
+            WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.job = results.job)
+            """,
+            """
+            SELECT 'job number ' || seq, 'has a program and is not there' FROM programs
+            WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.seq = programs.seq)
+            """,
+            """
+            SELECT job, 'is ' || state || ' and has no program' FROM jobs
+            WHERE program IS NULL AND end_time IS NULL
+                AND NOT EXISTS (SELECT 1 FROM programs WHERE programs.seq = jobs.seq)
+            """,
+            """
+            SELECT job, 'is of session ' || session || ', which is not there' FROM jobs
+            WHERE session IS NOT NULL AND NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.session = jobs.session)
+            """,
+            """
+            SELECT session, 'is bound to reservation ' || reservation || ', which is not there' FROM sessions
+            WHERE reservation IS NOT NULL
+                AND NOT EXISTS (SELECT 1 FROM reservations WHERE reservations.reservation = sessions.reservation)
+            """,
+            """
+            SELECT 'request ' || request_id || ' of ' || caller, 'was answered with jobs that are not there'
+            FROM requests WHERE first_seq IS NOT NULL AND job_count
+                != (SELECT count(*) FROM jobs WHERE seq BETWEEN first_seq AND first_seq + job_count - 1)
+            """,
+        ),
     ),
     Promise(
         "reservations",
         "windows on one device do not overlap",
-        """
-        SELECT device, 'is reserved twice: ' || before || ' and ' || reservation
-        FROM (SELECT device, reservation, start_time, lag(reservation) OVER windows AS before,
-                     lag(end_time) OVER windows AS last
-              FROM reservations WHERE state != 'DELETED' AND start_time < end_time
-              WINDOW windows AS (PARTITION BY device ORDER BY start_time, end_time))
-        WHERE start_time < last
-        """,
+        (
+            """
+            SELECT device, 'is reserved twice: ' || before || ' and ' || reservation
+            FROM (SELECT device, reservation, start_time, lag(reservation) OVER windows AS before,
+                         lag(end_time) OVER windows AS last
+                  FROM reservations WHERE state != 'DELETED' AND start_time < end_time
+                  WINDOW windows AS (PARTITION BY device ORDER BY start_time, end_time))
+            WHERE start_time < last
+            """,
+        ),
     ),
 )
 """Beside these, the file itself is checked (`file`), and that accounts have what their children have (`charges`)."""
@@ -374,8 +444,7 @@ def check_connection(connection: sqlite3.Connection, report: Report) -> None:
     for table in ("jobs", "runs", "results", "sessions", "reservations", "events", "requests"):
         ((report.counts[table],),) = connection.execute(f"SELECT count(*) FROM {table}")
     for promise in PROMISES:
-        query = promise.query.replace("{result_is_kept}", "result_delete_time IS NULL")
-        report.add(promise.name, connection.execute(query).fetchall())
+        report.add(promise.name, [row for query in promise.queries for row in connection.execute(query)])
     report.add("charges", list(_compare_accounts(connection)))
 
 
