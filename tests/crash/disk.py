@@ -32,7 +32,10 @@ from tests.crash.virtual_loop import VirtualLoop
 T = TypeVar("T")
 NOWHERE: Final = Path("/nowhere")
 MEMORY: Final = Path("/dev/shm")
-"""Where a sync costs nothing: that it is asked for is tested elsewhere, what it is for is simulated here."""
+"""Where a sync costs nothing: what it is for is simulated."""
+
+FULL: Final = 2
+"""SQLite's `synchronous` with which each commit is synced."""
 
 LOG_HEADER: Final = struct.Struct(">8x I 4x 2I 8x")
 """Of SQLite's log: the size of its pages, and its salts (sqlite.org/fileformat2.html, 4.1)."""
@@ -130,6 +133,9 @@ class Disk:
         begin, end = find_end(old), find_end(new)
         if old[: LOG_HEADER.size] != new[: LOG_HEADER.size]:
             begin = 0  # all was folded into the file, and the log has begun anew
+        ((synchronous,),) = self._file._connection.execute("PRAGMA synchronous")
+        if synchronous < FULL:
+            begin = 0  # no commit before this one was synced, either
         log = bytearray(new)
         where = source.randrange(begin, end)
         until = source.randint(where + 1, end)
