@@ -627,6 +627,17 @@ async def test_cancelling_a_running_job_stops_its_worker_and_frees_the_device(ho
     assert caught.value.reason == "NO_RESULT"
 
 
+async def test_a_result_that_is_taken_slowly_comes_whole(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = await home.submit()
+    home.device.end(result=b"a long one")
+    await wait_state(home.engine, job, JobState.SUCCEEDED)
+    monkeypatch.setattr("cadenza_server.store.store.PATIENCE_SECONDS", 0.0)  # it is read in several parts
+    for offset in (0, 9, 10):
+        pieces = [piece async for piece in home.engine.stream_result(job, offset, 1)]
+        assert b"".join(piece.data for piece in pieces) == b"a long one"[offset:]
+        assert [piece.offset for piece in pieces] == (list(range(offset, 10)) or [10])
+
+
 async def test_a_lost_worker_is_an_attempt_and_its_late_result_is_ignored(home: Home) -> None:
     job = await home.submit()
     first = home.device.running

@@ -542,6 +542,13 @@ def test_the_system_clock_does_not_go_back() -> None:
     assert times == sorted(times)
 
 
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams wait for whoever takes them, however busy this machine is."""
+    monkeypatch.setattr("cadenza_server.store.store.PATIENCE_SECONDS", 60.0)
+
+
+@pytest.mark.usefixtures("patience")
 async def test_what_is_read_as_a_stream_comes_whole_and_in_order(store: Store) -> None:
     assert [item async for item in store.stream(lambda _: iter(range(1000)))] == list(range(1000))
 
@@ -555,6 +562,23 @@ async def test_a_stream_that_fails_gives_what_came_before_and_then_the_error(sto
     assert await anext(stream) == 1
     with pytest.raises(StoreError, match="cannot read"):
         await anext(stream)
+
+
+async def test_of_a_stream_that_is_taken_slowly_little_is_in_memory_and_its_thread_is_free(store: Store) -> None:
+    over = threading.Event()
+
+    def numbers(_: Connection) -> Iterator[int]:
+        try:
+            yield from range(1000)
+        finally:
+            over.set()
+
+    stream = store.stream(numbers)
+    taken = [await anext(stream)]
+    assert over.wait(10)  # while nothing more is taken
+    taken += [number async for number in stream]
+    assert taken == list(range(len(taken)))
+    assert len(taken) <= 3  # one that was taken, and two ahead
 
 
 async def test_a_stream_that_nobody_takes_any_more_is_read_no_further(store: Store) -> None:
@@ -574,6 +598,7 @@ async def test_a_stream_that_nobody_takes_any_more_is_read_no_further(store: Sto
     assert read == [0, 1]
 
 
+@pytest.mark.usefixtures("patience")
 async def test_a_result_is_read_in_pieces_from_wherever_it_is_wanted(store: Store) -> None:
     data = random.Random(1).randbytes(10_000)
     batch = Batch()

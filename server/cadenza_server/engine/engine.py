@@ -594,15 +594,18 @@ class Engine:
             total = reads.read_result_size(connection, job)
             if total is None:
                 raise _no_result(view)
-            if offset > total:
+            if position > total:
                 message = f"offset: {offset} lies beyond the end of the result, which has {total} bytes"
                 raise Refusal(Code.OUT_OF_RANGE, "OFFSET_TOO_LARGE", message, "offset")
-            return reads.iterate_result(connection, job, offset, size)
+            return reads.iterate_result(connection, job, position, size)
 
+        position, total = offset, None
         with self._reading():
-            async with aclosing(self._store.stream(look)) as pieces:
-                async for piece in pieces:
-                    yield piece
+            while total is None or position < total:  # whoever reads slowly is given it in several parts
+                async with aclosing(self._store.stream(look)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+                        position, total = piece.offset + len(piece.data), piece.total
 
     async def get_program(self, job: str, *, caller: Caller | None = None) -> bytes:
         """The serialised program as it was submitted. UNKNOWN_JOB."""

@@ -28,6 +28,12 @@ FILE_NAME: Final = "cadenza.db"
 READERS: Final = 2
 """Threads that read: a long listing does not keep a payload waiting."""
 
+AHEAD_MAX: Final = 2
+"""Items that a stream is ahead of whoever takes them."""
+
+PATIENCE_SECONDS: Final = 0.02
+"""How long a stream waits on its reader thread for its next item to be taken; then it makes room for others."""
+
 T = TypeVar("T")
 
 
@@ -118,15 +124,17 @@ class Store:
         return await asyncio.get_running_loop().run_in_executor(self._read_threads, self._read, query)
 
     async def stream(self, query: Callable[[Connection], Iterator[T]]) -> AsyncGenerator[T, None]:
-        """What `query` yields on a reader thread, in one read transaction. The thread does not wait for whoever takes
-        it, who may be slow: what it is ahead by is in memory. Raises `StoreError`."""
+        """What `query` yields on a reader thread, in one read transaction, or only its beginning, if it is taken
+        slowly: neither does the thread wait, nor are more than `AHEAD_MAX` items in memory. Ask again for the rest.
+        Raises `StoreError`."""
         loop = asyncio.get_running_loop()
         ready: asyncio.Queue[T | None] = asyncio.Queue()
+        room = threading.Semaphore(AHEAD_MAX)
         left = threading.Event()
 
         def run(connection: Connection) -> None:
             for item in query(connection):
-                if left.is_set():
+                if not room.acquire(timeout=PATIENCE_SECONDS) or left.is_set():
                     return
                 loop.call_soon_threadsafe(ready.put_nowait, item)
 
@@ -134,6 +142,7 @@ class Store:
         reading.add_done_callback(lambda _: ready.put_nowait(None))
         try:
             while (item := await ready.get()) is not None:
+                room.release()
                 yield item
             await reading
         finally:
