@@ -380,14 +380,24 @@ async def serve(config: Config, *, ready_file: Path | None = None, until_stdin_c
         _call_at_end_of_stdin(loop, asked.set)
     gc.collect()
     gc.disable()  # until `tune_process`: the collector would look again and again through what the start takes up
-    address = await server.start(wait_for_devices=False)
-    tune_process()
+    starting = asyncio.create_task(server.start(wait_for_devices=False))
+    told = asyncio.create_task(asked.wait())
     try:
+        await asyncio.wait((starting, told), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():  # it may wait for a disk that hangs
+            starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await starting
+            _log.info("stopped before it served")
+            return
+        address = await starting
+        tune_process()
         if ready_file is not None:
             _write_ready(ready_file, address)
         print(f"listening on {address}", flush=True)
-        await asked.wait()
+        await told
     finally:
+        told.cancel()
         await server.stop()
         if ready_file is not None:
             _remove(ready_file)

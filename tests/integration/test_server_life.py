@@ -1,5 +1,7 @@
 """A server comes up, serves whole stories, and goes away cleanly."""
 
+import asyncio
+import gc
 import io
 import json
 import os
@@ -24,6 +26,10 @@ from cadenza.v1 import (
     session_pb2,
     session_service_pb2,
 )
+from cadenza_server.app import serve
+from cadenza_server.config import parse_config
+from cadenza_server.store import Store
+from cadenza_server.store.lock import Lock
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -110,6 +116,27 @@ def test_a_second_signal_stops_it_at_once(tmp_path: Path, kit: Any, connect: Any
         kit.wait_for(lambda: "once more stops at once" in server.output, "the first signal")
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(2) == 128 + signal.SIGINT
+
+
+async def test_a_signal_ends_a_start_that_waits_for_its_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = asyncio.Event()
+
+    async def hang(*_: object) -> None:
+        waits.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Store, "commit", hang)
+    config = parse_config(SMALL + '[server]\nlisten = "127.0.0.1:0"\ndata_dir = "data"\n', tmp_path)
+    try:
+        async with asyncio.timeout(30):
+            serving = asyncio.create_task(serve(config))
+            await waits.wait()
+            os.kill(os.getpid(), signal.SIGTERM)
+            await serving
+        lock = Lock(tmp_path / "data", 0)  # nobody has it any more
+        lock.release()
+    finally:
+        gc.enable()  # as a process of its own need not
 
 
 def test_a_port_in_use_is_a_sentence(tmp_path: Path, kit: Any) -> None:

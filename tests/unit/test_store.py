@@ -140,6 +140,23 @@ def test_a_committer_whose_server_dies_says_nothing_and_finishes(tmp_path: Path,
     engine.dispose()
 
 
+def test_a_committer_whose_server_is_dead_already_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    migration.migrate(path, 0)
+    ours, theirs = socket.socketpair()
+    ours.close()
+    with theirs:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", commit_process.__file__, str(path)],
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr=subprocess.PIPE,
+            timeout=10,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 async def test_a_committer_that_cannot_be_started_is_a_store_error(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -224,7 +224,7 @@ class Writer:
         reading needs. `wait_for_devices`: until each has a worker, or could not start one. Raises `StoreError`."""
         try:
             await self._take_up()
-        except Exception as error:
+        except BaseException as error:
             self._cancel_timers()
             if not isinstance(error, Refusal):
                 raise

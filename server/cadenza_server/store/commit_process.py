@@ -191,9 +191,9 @@ def run(path: str, lock: int | None = None) -> None:
     except sqlite3.Error as error:
         _answer(f"cannot open {path} ({error}): free the disk, or restore a backup")
         return
-    _answer(None)
     # Whoever sends may die at any time: in the middle of a frame, or with an answer unread.
     with suppress(ConnectionError), open(0, "rb", buffering=1 << 20) as batches:
+        _answer(None)
         while len(header := batches.read(HEADER.size)) == HEADER.size:
             (size,) = HEADER.unpack(header)
             body = batches.read(size)
