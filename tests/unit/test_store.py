@@ -393,6 +393,18 @@ async def test_nothing_is_written_when_another_server_may_have_the_store(store: 
     await other.close()
 
 
+@pytest.mark.parametrize("how", ["not there", "empty"])
+async def test_a_log_without_its_file_is_kept_and_said(tmp_path: Path, how: str) -> None:
+    path = tmp_path / FILE_NAME
+    if how == "empty":
+        path.touch()
+    log = tmp_path / f"{FILE_NAME}-wal"
+    log.write_bytes(b"acknowledged")
+    with pytest.raises(StoreError, match=f"is {how}, but {log.name} is there, which belongs to it"):
+        await Store(tmp_path).open(0)
+    assert log.read_bytes() == b"acknowledged"
+
+
 async def test_no_file_is_made_where_one_was_moved_aside_so_its_log_is_not_thrown_away(store: Store) -> None:
     assert store._committer is not None
     process = store._committer._process

@@ -12,11 +12,12 @@ from cadenza_server.store.schema import HEAD
 
 def schema_version(path: Path) -> str | None:
     """The version of the store at `path`; None: it is new. Raises `StoreError` if it is no store."""
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:
         log = path.with_name(path.name + "-wal")
         if log.exists() and log.stat().st_size:
-            # SQLite would throw it away beside a new file.
-            raise StoreError(f"{path} is not there, but {log.name} is, which belongs to it: restore the file")
+            # SQLite would throw it away beside a new file, or an empty one.
+            how = "empty" if path.exists() else "not there"
+            raise StoreError(f"{path} is {how}, but {log.name} is there, which belongs to it: restore the file")
         return None
     try:
         with closing(sqlite3.connect(path)) as connection:
