@@ -423,7 +423,7 @@ async def test_no_file_is_made_where_one_was_moved_aside_so_its_log_is_not_throw
     with pytest.raises(StoreError, match="unable to open"):
         await store.read(values)
     assert not store.path.exists()
-    with pytest.raises(StoreError, match=r"is not there, but cadenza\.db-wal is, .*: restore the file"):
+    with pytest.raises(StoreError, match=r"is not there, but cadenza\.db-wal is there, .*: restore the file"):
         migration.migrate(store.path, 0)
     aside.rename(store.path)
     await store.commit(kept)
