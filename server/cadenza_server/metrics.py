@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Final
+from wsgiref.simple_server import WSGIRequestHandler
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -25,6 +26,9 @@ ACCOUNTS_MAX: Final = 200
 """Accounts whose usage is told; each is two series."""
 LAG_INTERVAL_SECONDS: Final = 0.05
 """How often it is measured how late the event loop is."""
+REQUEST_SECONDS_MAX: Final = 10.0
+"""How long a connection may say nothing, or not read: it has a thread."""
+
 ANSWER_SECONDS_MAX: Final = 5.0
 """How long who asks waits for the event loop."""
 
@@ -206,6 +210,20 @@ class _Scrape(Collector):
             asked.cancel()
 
 
+class _Handler(WSGIRequestHandler):
+    """One connection, with one request."""
+
+    timeout = REQUEST_SECONDS_MAX
+
+    def handle(self) -> None:
+        """Answer; without a word if the connection says nothing, or is gone."""
+        with contextlib.suppress(OSError):
+            super().handle()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: requests are not logged."""
+
+
 class MetricsServer:
     """Serves the metrics over HTTP, from a thread of its own. To be made on the event loop of the engine."""
 
@@ -221,6 +239,7 @@ class MetricsServer:
         """Raises `OSError` if it cannot listen there."""
         loop = asyncio.get_running_loop()
         self._server, self._thread = start_http_server(port, host, registry=metrics.registry)
+        self._server.RequestHandlerClass = _Handler
         self.port: int = self._server.server_port
         metrics.registry.register(_Scrape(loop, lambda: list(metrics.describe(figures(ACCOUNTS_MAX), lost, version))))
         self._lag = loop.create_task(metrics.measure_lag())

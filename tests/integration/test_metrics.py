@@ -1,5 +1,6 @@
 """What Prometheus is told: exactly what is documented, and true."""
 
+import asyncio
 import re
 import urllib.request
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from typing import Any
 import cadenza_server
 import pytest
 from cadenza.v1 import job_pb2, job_service_pb2, session_service_pb2
+from cadenza_server import metrics
+from cadenza_server.engine import Figures
 from prometheus_client.parser import text_string_to_metric_families
 
 DOCUMENT = Path(cadenza_server.__file__).with_name("docs") / "metrics.md"
@@ -138,6 +141,31 @@ def test_what_is_so_now_is_told(watched: Any, connect: Any, kit: Any) -> None:
     assert connect("now/eve", address=watched.address).wait(waiting).state == job_pb2.JOB_STATE_SUCCEEDED
     assert value(watched, "cadenza_open_sessions") == open_before - 1
     kit.wait_for(lambda: value(watched, "cadenza_watches") == 0, "the watch's end")
+
+
+async def test_a_connection_that_says_nothing_is_closed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(metrics._Handler, "timeout", 0.05)
+
+    def figures(_: int) -> Figures:
+        return Figures(now=0, devices=(), accounts=(), queued=0, sessions=0, watches=0, result_bytes=None)
+
+    server = metrics.MetricsServer(metrics.Metrics(()), figures, lambda _: 0, "1", "127.0.0.1", 0)
+    try:
+        for said in (b"", b"GET /metrics HTT", b"GET /metrics HTTP/1.0\r\nAccept:"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(said)
+            async with asyncio.timeout(30):
+                assert await reader.read() == b""
+            writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert b"cadenza_watches 0.0" in await reader.read()
+        writer.close()
+    finally:
+        await server.stop()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_port_in_use_is_a_sentence(watched: Any, tmp_path: Path, kit: Any) -> None:
