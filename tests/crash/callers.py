@@ -49,6 +49,8 @@ class Told:
     session: str | None
     outcome: RunOutcome
     """How it ends when it runs, if nothing else happens to it."""
+    length_ns: int = 0
+    """How long it runs then."""
     priority: int | None = None
     """None: it cannot be told, as somebody changes it, or tried to (a request that was refused may arrive again)."""
     changes: int = 0
@@ -229,7 +231,7 @@ class Customer:
     def _submit(self, count: int, session: str | None) -> Action:
         source, memory = self.source, self.memory
         device = source.choice(memory.devices) if session is None else memory.sessions[session][1]
-        specs, outcomes = [], []
+        specs, outcomes, lengths = [], [], []
         for _ in range(count):
             outcome = source.choices(
                 (RunOutcome.SUCCEEDED, RunOutcome.EXECUTION_ERROR, RunOutcome.WORKER_LOST), (20, 2, 1)
@@ -248,12 +250,13 @@ class Customer:
                 spec.max_execution_time.FromNanoseconds(source.randrange(1, 10 * SECOND))
             specs.append(spec)
             outcomes.append(outcome)
+            lengths.append(length)
 
         def take(accepted: tuple[tuple[str, int], ...]) -> None:
             assert len(accepted) == count
-            for (job, seq), spec, outcome in zip(accepted, specs, outcomes, strict=True):
+            for (job, seq), spec, outcome, length in zip(accepted, specs, outcomes, lengths, strict=True):
                 assert spec.job_id in ("", job)
-                self._remember(Told(job, seq, self.caller.path, device, session, outcome, 0))
+                self._remember(Told(job, seq, self.caller.path, device, session, outcome, length, 0))
             if session is not None:
                 owner, where, _ = memory.sessions[session]
                 memory.sessions[session] = (owner, where, True)
@@ -357,7 +360,7 @@ class Customer:
 
         def take(accepted: tuple[str, int]) -> None:
             job, seq = accepted
-            self._remember(Told(job, seq, self.caller.path, device, None, RunOutcome.SUCCEEDED))
+            self._remember(Told(job, seq, self.caller.path, device, None, RunOutcome.SUCCEEDED, 2 * SECOND))
 
         return self._submit_one(job_pb2.JobSpec(device=device, program=program), take)
 

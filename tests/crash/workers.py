@@ -75,7 +75,7 @@ class SimulatedDevice:
         self._assignment = assignment
         self.begun.append((assignment.job, assignment.attempt))
         program = program_pb2.Program.FromString(assignment.program)
-        _check_circuits(program, assignment.circuits)
+        check_circuits(program, assignment.circuits)
         deed = deed_of(program)
         length = max(deed.length_ns, assignment.min_duration_ns if program.WhichOneof("kind") == "calibration" else 0)
         if deed.outcome is RunOutcome.WORKER_LOST or self._strikes("worker dies"):
@@ -142,7 +142,8 @@ class SimulatedDevice:
         )
 
 
-def _check_circuits(program: program_pb2.Program, circuits: Mapping[bytes, bytes]) -> None:
+def check_circuits(program: program_pb2.Program, circuits: Mapping[bytes, bytes]) -> None:
+    """Of those that a program names, each is in it or given with it."""
     own = {circuit_digest(pub.circuit) for pub in program.sampler.pubs}
     for pub in program.sampler.pubs:
         digest = pub.circuit.digest

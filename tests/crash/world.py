@@ -8,6 +8,7 @@ Everything but the disk, the workers, the network, the callers and time is produ
 - the scheduler's state and the store's are the same whenever the disk has caught up, so a restart changes nothing:
   order of service, usage to the last bit, clocks, holds
 - a job runs once at a time, its result is of the attempt that succeeded, and of no other
+- no run goes on behind its limit, though its worker is never heard of
 - jobs of a user that nothing sets apart run in the order of their numbers
 - in the end every job is in its final state; one whose worker always dies was tried `max_attempts` times
 - time never goes back, though the wall clock does
@@ -22,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from cadenza_server.engine import DevicePlan, Engine, RunFilter, TimeOrderedIds, restart
-from cadenza_server.engine.writer import Stage
+from cadenza_server.engine.writer import Device, Stage
 from cadenza_server.execution.runs import RunReport
 from cadenza_server.model.errors import Refusal
 from cadenza_server.model.settings import HALF_LIFE_DEFAULT, PROFILES, SECOND, DeviceSettings
@@ -33,12 +34,16 @@ from sqlalchemy import Connection
 from tests.crash.callers import OPERATOR, USERS, Customer, Memory, told_of, watch
 from tests.crash.disk import Disk, SimulatedStore
 from tests.crash.network import Network, Skin
+from tests.crash.processes import DeviceOfProcesses
 from tests.crash.virtual_loop import Crash, LoopClock, VirtualLoop
 from tests.crash.workers import SimulatedDevice, result_of
 from tests.integration.test_engine import by_name
 
 START: Final = 1_000_000 * SECOND
 DRAIN_SECONDS: Final = 20_000
+LATE_NS_MAX: Final = 5 * SECOND
+"""How long after its limit a run ends at the latest: its program is read late, and its report may be late."""
+
 LIVES: Final = 6
 STEPS_MAX: Final = 1500
 FAULTS: Final = {
@@ -57,6 +62,9 @@ FAULTS: Final = {
     "request comes twice": 0.1,
     "answer is lost": 0.05,
 }
+WORKER_FAULTS: Final = ("slow start", "worker dies", "report is late", "report is lost", "late result")
+"""What may also happen while everything comes to its end: it does all the same."""
+
 SHARES: Final = {"lab": 2.0}
 
 
@@ -97,6 +105,8 @@ class World:
         self._memory = Memory(names)
         self._disk = Disk(random.Random(source.random()))
         self._faults = {name: rate * source.choice((0, 1, 1, 3)) for name, rate in FAULTS.items()}
+        self._workers_hang = self._faults["report is lost"] > 0
+        self._device_class = source.choice((SimulatedDevice, DeviceOfProcesses))
         self._network = Network(random.Random(source.random()), self.strikes)
         self._now = START
         self._skew = 0
@@ -114,7 +124,8 @@ class World:
                 self._check_disk()
                 self._now += int(self._source.choice((0, 0.01, 1, 30, 4000)) * self._source.random() * SECOND)
                 self._skew = int(self._source.choice((0, 0, 0, -50, 50)) * self._source.random() * SECOND)
-            self._faults = {}
+            workers_fail = self._source.random() < 0.5
+            self._faults = {name: self._faults[name] for name in WORKER_FAULTS if workers_fail}
             self._live(None, drain=True)
             self._check_disk()
             self._check_end()
@@ -149,28 +160,24 @@ class World:
             loop.bury()
         assert not loop.unhandled, loop.unhandled[0]
 
-    def build(self, loop: VirtualLoop, store: SimulatedStore) -> tuple[Engine, list[SimulatedDevice]]:
+    def build(self, loop: VirtualLoop, store: SimulatedStore) -> Engine:
         """Production's engine on simulated parts."""
         clock = LoopClock(loop, self._skew)
-        devices: list[SimulatedDevice] = []
         source = random.Random(self._source.random())
 
         def plan(name: str, settings: DeviceSettings) -> DevicePlan:
-            def build(report: Callable[[RunReport], None], ready: Callable[[str, bool], None]) -> SimulatedDevice:
-                device = SimulatedDevice(name, loop, source, self.strikes, report, ready)
-                devices.append(device)
-                return device
+            def build(report: Callable[[RunReport], None], ready: Callable[[str, bool], None]) -> Device:
+                return self._device_class(name, loop, source, self.strikes, report, ready)
 
             return DevicePlan(settings=settings, profile="simulated", build=build)
 
-        engine = Engine(
+        return Engine(
             store=store,
             devices={name: plan(name, settings) for name, settings in self._settings.items()},
             clock=clock,
             ids=TimeOrderedIds(clock, random.Random(self._source.random())),
             shares=SHARES,
         )
-        return engine, devices
 
     def strikes(self, fault: str) -> bool:
         """Whether a fault happens now."""
@@ -238,10 +245,20 @@ class World:
             assert row is not None
             view = row.view
             assert view.state.is_final, f"{job} never ended"
+            if view.reason is JobReason.RAN_TOO_LONG and (
+                told.outcome is RunOutcome.WORKER_LOST or not self._workers_hang
+            ):
+                assert view.limit_ns < told.length_ns + LATE_NS_MAX, f"{job} was stopped, and its worker had ended it"
             if told.outcome is RunOutcome.WORKER_LOST and view.reason is JobReason.WORKER_LOST:
                 runs = self._disk.read(lambda connection, job=job: reads.read_runs(connection, job))  # type: ignore[misc]
                 lost = sum(run.outcome is RunOutcome.WORKER_LOST for run in runs)
                 assert lost == self._settings[told.device].max_attempts, f"{job} was tried {lost} times"
+        too_long = self._disk.raw.execute(
+            "SELECT job, end_time - start_time, limit_ns FROM runs WHERE outcome != 'PUT_BACK' AND "
+            "end_time - start_time > limit_ns + ?",
+            (LATE_NS_MAX,),
+        ).fetchall()
+        assert not too_long, f"these ran on behind their limits: {too_long}"
         self._check_order()
 
     def _check_order(self) -> None:
@@ -270,7 +287,7 @@ class _Server:
     def __init__(self, world: World, loop: VirtualLoop, store: SimulatedStore) -> None:
         self._world = world
         self._loop = loop
-        self._engine, self._devices = world.build(loop, store)
+        self._engine = world.build(loop, store)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def _begin(self) -> None:
@@ -280,7 +297,7 @@ class _Server:
                 break
             except StoreError:  # the disk fails at this very moment: an operator starts it again
                 await asyncio.sleep(1)
-                self._engine, self._devices = self._world.build(self._loop, self._store())
+                self._engine = self._world.build(self._loop, self._store())
         self._world._network.connect(Skin(self._engine, self._world._settings, (OPERATOR.path,)))
         self._spawn(self._audit())
 
@@ -336,7 +353,7 @@ class _Server:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def drain(self) -> None:
-        """Nobody asks for anything more, and nothing fails: everything comes to its end."""
+        """Nobody asks for anything more, and only workers fail: everything comes to its end."""
         await self._begin()
         for customer in self._world._customers:
             if customer.pending is not None:
