@@ -78,8 +78,10 @@ class SimulatedDevice:
         check_circuits(program, assignment.circuits)
         deed = deed_of(program)
         length = max(deed.length_ns, assignment.min_duration_ns if program.WhichOneof("kind") == "calibration" else 0)
-        if deed.outcome is RunOutcome.WORKER_LOST or self._strikes("worker dies"):
-            self._loop.call_later(self._source.random() * length / SECOND, self._die, assignment)
+        dies = deed.outcome is RunOutcome.WORKER_LOST or self._strikes("worker dies")
+        death = self._source.random() * length
+        if dies and death <= assignment.limit_ns:
+            self._loop.call_later(death / SECOND, self._die, assignment)
         elif length > assignment.limit_ns or self._strikes("report is lost"):
             # a worker that is not heard of is killed at its run's limit
             self._loop.call_later(assignment.limit_ns / SECOND, self._end, assignment, RunOutcome.RAN_TOO_LONG)
