@@ -900,6 +900,25 @@ def test_every_standard_gate_runs_by_every_method_that_can_do_it(aer: AerExecuto
     assert not wrong
 
 
+@pytest.mark.parametrize("coupled", [False, True], ids=["aer", "generic"])
+@pytest.mark.parametrize("level", range(4))
+def test_clifford_circuits_stay_so_when_they_are_transpiled(aer: AerExecutor, level: int, coupled: bool) -> None:
+    generic = DeviceSpec(kind="generic", num_qubits=4, coupling="line", noise=False)
+    executor = AerExecutor("line", generic, itertools.count().__next__) if coupled else aer
+    drawn = np.random.default_rng(17)
+    for _ in range(12):
+        circuit = QuantumCircuit(3)
+        for _ in range(4):
+            for qubit in range(3):
+                getattr(circuit, drawn.choice(["h", "s", "x", "sx", "z", "sdg"]))(qubit)
+            getattr(circuit, drawn.choice(["cx", "iswap", "dcx", "cy"]))(*map(int, drawn.choice(3, 2, replace=False)))
+        observable = "".join(drawn.choice(list("XYZ"), 3))
+        pub = estimator_pub(circuit, {observable: 1.0})
+        values, _ = estimate(executor, pub, method="stabilizer", transpile_level=level)
+        exact = Statevector(circuit).expectation_value(SparsePauliOp(observable)).real
+        assert values == pytest.approx(exact, abs=1e-9)
+
+
 def test_gates_of_ones_own_deep_in_control_flow_do_what_they_say(aer: AerExecutor) -> None:
     own = QuantumCircuit(1, name="h")
     own.x(0)

@@ -4,6 +4,7 @@ Sources: Aer's noise model of a backend (`NoiseModel.from_backend`), Qiskit's `G
 heavy-hex coupling map (Falcon processors).
 """
 
+import math
 import warnings
 from functools import partial
 from typing import Any, Final
@@ -37,8 +38,14 @@ _AER_GATES: Final = frozenset({
 # fmt: on
 _AER_INSTRUCTIONS: Final = frozenset({"measure", "reset", "barrier", "delay"})
 _CONTROL_FLOW: Final = frozenset({"if_else", "for_loop", "while_loop", "switch_case", "break_loop", "continue_loop"})
+_CLIFFORD_METHODS: Final = frozenset({"stabilizer", "extended_stabilizer"})
+_ROTATIONS: Final = frozenset({"rz", "p", "u1"})
+"""Gates with an angle that these methods execute, if it makes them Clifford gates."""
+
 ERRORS_JOINED_MAX: Final = 1024
 """How many errors are kept as one superoperator each, of 4 KiB at most."""
+
+ANGLE_ERROR_MAX: Final = 1e-9
 
 _FREE: Final = frozenset({"barrier"})
 """Directives: they need no support of the device."""
@@ -118,12 +125,15 @@ class DeviceModel:
         if strict:
             self._check_isa(circuit, method)
             return circuit
-        if self.backend is None and level <= 1 and self._executes(circuit, method):
+        if self.backend is None and (level <= 1 or method in _CLIFFORD_METHODS) and self._executes(circuit, method):
             return circuit
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # advice for whoever calls Qiskit, and that is not the job's author
-                return self._pass_manager(level, method).run(circuit)
+                if method not in _CLIFFORD_METHODS:
+                    return self._pass_manager(level, method).run(circuit)
+                # What optimises further makes gates of a Clifford circuit that are not, and cancel each other.
+                return _round_angles(self._pass_manager(min(level, 1), method).run(circuit))
         except Exception as error:
             raise ProgramError(f"the circuit cannot be transpiled for the device: {error}") from error
 
@@ -288,6 +298,21 @@ def _simulator_options(spec: DeviceSpec) -> dict[str, Any]:
             "cuStateVec_enable": spec.custatevec,
         }
     return options
+
+
+def _round_angles(circuit: Any) -> Any:
+    """`circuit` with angles that are multiples of pi/2 but for rounding made so: Aer's Clifford methods take nothing
+    else, and the transpiler adds angles up."""
+    anew = circuit.copy_empty_like()
+    for instruction in circuit.data:
+        if instruction.name in _ROTATIONS and isinstance(angle := instruction.params[0], float):
+            quarter = round(angle / (math.pi / 2))
+            if abs(angle - quarter * math.pi / 2) < ANGLE_ERROR_MAX:
+                gate = instruction.operation.to_mutable()
+                gate.params = [quarter % 4 * math.pi / 2]
+                instruction = instruction.replace(operation=gate)
+        anew.append(instruction)
+    return anew
 
 
 def _load_snapshot(name: str) -> Any:
