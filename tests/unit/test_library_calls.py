@@ -1010,8 +1010,13 @@ def test_the_least_busy_device_is_online_large_enough_and_has_the_fewest_jobs(
     assert f"No backend matches the criteria. {there} [UNKNOWN_DEVICE]" in str(caught.value)
     assert [backend.name for backend in service.backends(simulator=True)] == ["off", "b", "a"]
     del devices[1]
-    with pytest.raises(QiskitBackendNotFoundError, match="all of them are simulators: leave out simulator=False"):
+    with pytest.raises(QiskitBackendNotFoundError, match="no noisy one fits: leave out simulator=False"):
         service.least_busy(simulator=False)
+    devices[1].noisy = True  # it stands in for a processor
+    assert service.least_busy(simulator=False).name == "b"
+    assert [backend.name for backend in service.backends(simulator=False)] == ["b"]
+    with pytest.raises(QiskitBackendNotFoundError, match="no noisy one fits: leave out simulator=False"):
+        service.least_busy(min_num_qubits=10, simulator=False)
 
 
 @pytest.mark.parametrize("target", ["host:99999", "host:0", "[::1]:70000"])

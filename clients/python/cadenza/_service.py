@@ -109,6 +109,7 @@ class CadenzaService:
 
         `dynamic_circuits`: those that do, or do not, run circuits with control flow. `kwargs`: attributes of the
         backend, of its configuration or of its status, such as `simulator=True`, `operational=True`, `n_qubits=5`.
+        Where all devices are simulators, `simulator=False` finds the noisy ones: they stand in for processors.
         There are no instances, no earlier calibrations and no mocks, so `instance` and `calibration_id` must be None
         and `include_mocks` changes nothing; nor does `use_fractional_gates`: devices offer all gates that they have.
         """
@@ -118,7 +119,11 @@ class CadenzaService:
         if dynamic_circuits is not None:
             kwargs["dynamic_circuits"] = dynamic_circuits
         found = []
-        for device in self.client.list_devices():
+        devices = self.client.list_devices()
+        if kwargs.get("simulator") is False and all(device.simulator for device in devices):
+            del kwargs["simulator"]
+            devices = [device for device in devices if device.noisy]
+        for device in devices:
             if (name is not None and device.name != name) or device.num_qubits < (min_num_qubits or 0):
                 continue
             backend = CadenzaBackend(self, device)
@@ -318,7 +323,7 @@ def _explain_no_match(devices: Sequence[Device], asked: Mapping[str, Any]) -> st
     )
     said = f"No backend matches the criteria. There are: {there or 'none'}"
     if asked.get("simulator") is False and devices and all(device.simulator for device in devices):
-        return f"{said}; all of them are simulators: leave out simulator=False"
+        return f"{said}; all of them are simulators, and no noisy one fits: leave out simulator=False"
     return said
 
 
