@@ -26,6 +26,7 @@ from qiskit.circuit import (
     ClassicalRegister,
     ControlModifier,
     Gate,
+    IfElseOp,
     InverseModifier,
     Parameter,
     ParameterVector,
@@ -917,6 +918,30 @@ def test_clifford_circuits_stay_so_when_they_are_transpiled(aer: AerExecutor, le
         values, _ = estimate(executor, pub, method="stabilizer", transpile_level=level)
         exact = Statevector(circuit).expectation_value(SparsePauliOp(observable)).real
         assert values == pytest.approx(exact, abs=1e-9)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_parameter_in_control_flow_may_be_on_a_qubit_that_is_not_measured(aer: AerExecutor, nested: bool) -> None:
+    angle = Parameter("angle")
+    circuit = QuantumCircuit(3, 2)
+    with circuit.if_test((circuit.clbits[0], 1)) as otherwise:
+        circuit.rx(angle, 0)
+    with otherwise:
+        circuit.ry(2 * angle, 0)
+        if nested:
+            with circuit.while_loop((circuit.clbits[0], 1)):
+                circuit.rz(angle, 1)
+    # the qubits of a block are the outer ones by their places: the transpiler leaves them with each other's names
+    block = QuantumCircuit([circuit.qubits[2]], circuit.clbits)
+    block.rx(angle, 0)
+    circuit.append(IfElseOp((circuit.clbits[0], 1), block), [1], [0, 1])
+    circuit.measure(2, 1)
+    for level in range(4):
+        (registers,) = sample(aer, sampler_pub(circuit, np.zeros((2, 1))), shots=20, transpile_level=level)
+        assert [registers["c"].get_counts(row) for row in range(2)] == [{"00": 20}] * 2
+    circuit.remove_final_measurements()
+    values, _ = estimate(aer, estimator_pub(circuit, {"ZII": 1.0}, np.zeros((2, 1))))
+    assert values == pytest.approx(1)
 
 
 def test_gates_of_ones_own_deep_in_control_flow_do_what_they_say(aer: AerExecutor) -> None:

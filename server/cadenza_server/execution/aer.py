@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from qiskit.circuit import ControlFlowOp, Parameter, ParameterExpression
+from qiskit.circuit import ControlFlowOp, Parameter, ParameterExpression, Qubit
 from qiskit_aer.backends.aer_compiler import assemble_circuits, generate_aer_config
 from qiskit_aer.backends.backend_utils import LIBRARY_DIR
 from qiskit_aer.backends.controller_wrappers import AerConfig
@@ -110,25 +110,33 @@ def prepare(model: DeviceModel, circuit: Any, parameters: Sequence[Any], *, nois
 
 
 def _anchor(circuit: Any) -> Any:
-    """`circuit`, or one in its place in which all control flow has a qubit.
+    """`circuit`, or one in its place in which control flow has a qubit that Aer keeps.
 
     Aer takes control flow apart into operations that it puts into order by their qubits: those of a loop that only
-    looks at bits would run whenever. The qubit is one that the circuit uses anyway, so that the state does not grow.
+    looks at bits would run whenever. And it leaves out what acts on qubits that nothing is told of, and then does not
+    find the parameters that are there in control flow. The qubit is one that the circuit uses anyway, so that the state
+    does not grow.
     """
     if not circuit.qubits:
         return circuit
-    used = next((instruction.qubits[0] for instruction in circuit.data if instruction.qubits), circuit.qubits[0])
+    told = [
+        instruction.qubits[0]
+        for instruction in circuit.data
+        if instruction.name == "measure" or instruction.name.startswith("save_")
+    ]
+    used = (instruction.qubits[0] for instruction in circuit.data if instruction.qubits)
+    anchor = told[-1] if told else next(used, circuit.qubits[0])
     changed = False
     anchored = []
     for instruction in circuit.data:
         operation, qubits = instruction.operation, instruction.qubits
         if isinstance(operation, ControlFlowOp):
             blocks = list(operation.blocks)
-            if not qubits:
-                qubits = (used,)
+            if not qubits or (anchor not in qubits and any(block.parameters for block in blocks)):
+                qubits = (*qubits, anchor)
                 blocks = [block.copy() for block in blocks]
                 for block in blocks:
-                    block.add_bits(qubits)
+                    block.add_bits((Qubit(),))  # which of the outer ones it is, its place says
             blocks = [_anchor(block) for block in blocks]
             if any(block is not before for block, before in zip(blocks, operation.blocks, strict=True)):
                 instruction = instruction.replace(operation=operation.replace_blocks(blocks), qubits=qubits)
