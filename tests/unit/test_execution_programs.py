@@ -921,7 +921,7 @@ def test_clifford_circuits_stay_so_when_they_are_transpiled(aer: AerExecutor, le
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_parameter_in_control_flow_may_be_on_a_qubit_that_is_not_measured(aer: AerExecutor, nested: bool) -> None:
+def test_control_flow_may_be_on_qubits_that_are_not_measured(aer: AerExecutor, nested: bool) -> None:
     angle = Parameter("angle")
     circuit = QuantumCircuit(3, 2)
     with circuit.if_test((circuit.clbits[0], 1)) as otherwise:
@@ -939,6 +939,12 @@ def test_a_parameter_in_control_flow_may_be_on_a_qubit_that_is_not_measured(aer:
     for level in range(4):
         (registers,) = sample(aer, sampler_pub(circuit, np.zeros((2, 1))), shots=20, transpile_level=level)
         assert [registers["c"].get_counts(row) for row in range(2)] == [{"00": 20}] * 2
+    loop = QuantumCircuit(3, 4)
+    with loop.for_loop(range(2)):
+        loop.ry(0.5, 1)
+    loop.measure(2, 0)
+    (registers,) = sample(aer, sampler_pub(loop), shots=20)
+    assert registers["c"].get_counts() == {"0000": 20}
     circuit.remove_final_measurements()
     values, _ = estimate(aer, estimator_pub(circuit, {"ZII": 1.0}, np.zeros((2, 1))))
     assert values == pytest.approx(1)

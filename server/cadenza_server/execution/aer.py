@@ -113,9 +113,8 @@ def _anchor(circuit: Any) -> Any:
     """`circuit`, or one in its place in which control flow has a qubit that Aer keeps.
 
     Aer takes control flow apart into operations that it puts into order by their qubits: those of a loop that only
-    looks at bits would run whenever. And it leaves out what acts on qubits that nothing is told of, and then does not
-    find the parameters that are there in control flow. The qubit is one that the circuit uses anyway, so that the state
-    does not grow.
+    looks at bits would run whenever. And it leaves out what acts on qubits that nothing is told of, and then misses the
+    rest of the control flow. The qubit is one that the circuit uses anyway, so that the state does not grow.
     """
     if not circuit.qubits:
         return circuit
@@ -132,7 +131,7 @@ def _anchor(circuit: Any) -> Any:
         operation, qubits = instruction.operation, instruction.qubits
         if isinstance(operation, ControlFlowOp):
             blocks = list(operation.blocks)
-            if not qubits or (anchor not in qubits and any(block.parameters for block in blocks)):
+            if anchor not in qubits:
                 qubits = (*qubits, anchor)
                 blocks = [block.copy() for block in blocks]
                 for block in blocks:
