@@ -950,6 +950,36 @@ def test_control_flow_may_be_on_qubits_that_are_not_measured(aer: AerExecutor, n
     assert values == pytest.approx(1)
 
 
+@pytest.mark.parametrize("level", [0, 2])
+@pytest.mark.parametrize("method", ["automatic", "statevector", "density_matrix", "matrix_product_state"])
+def test_a_circuit_brings_qubits_into_a_state_by_every_method(aer: AerExecutor, method: str, level: int) -> None:
+    state = np.array([0.2 - 0.5j, 0.4 + 0.6j, 0.1, -0.3 - 0.2j])
+    state /= np.linalg.norm(state)
+    circuit = QuantumCircuit(3, 4)
+    circuit.x(1)
+    circuit.measure(1, 3)
+    circuit.initialize(state, [2, 0])
+    with circuit.if_test((circuit.clbits[3], 1)):
+        circuit.initialize("l", [1])
+        circuit.sx(1)
+    circuit.measure(range(3), range(3))
+    (registers,) = sample(aer, sampler_pub(circuit), shots=4000, method=method, transpile_level=level)
+    counts = registers["c"].get_int_counts()
+    for outcome, share in enumerate(np.abs(state) ** 2):
+        number = 10 + 4 * (outcome & 1) + (outcome >> 1)
+        # six standard deviations of a share, which is at most 0.008 at 4,000 shots
+        assert abs(counts.get(number, 0) / 4000 - share) < 0.048, counts
+
+
+def test_a_gate_that_an_openqasm2_text_defines_goes_before_the_standard_one(aer: AerExecutor) -> None:
+    text = (
+        "OPENQASM 2.0; // gate sx is not defined here\n"
+        "gate h a { U(pi, 0, pi) a; } qreg q[2]; creg c[2]; h q[0]; sx q[1]; sx q[1]; measure q -> c;"
+    )
+    (registers,) = sample(aer, sampler_pub(Circuit(openqasm2=text)), shots=50)
+    assert registers["c"].get_counts() == {"11": 50}
+
+
 def test_gates_of_ones_own_deep_in_control_flow_do_what_they_say(aer: AerExecutor) -> None:
     own = QuantumCircuit(1, name="h")
     own.x(0)

@@ -34,6 +34,8 @@ _PLAINER: Final = {
 }
 """What parsers say, and what it means."""
 
+_COMMENT: Final = re.compile(r"//[^\n]*")
+_GATE_DEFINITION: Final = re.compile(r"\bgate\s+(\w+)")
 _INCLUDE: Final = re.compile(r"\binclude\b")
 _INCLUDE_STDGATES: Final = re.compile(r'\binclude\s+"stdgates\.inc"\s*;')
 
@@ -274,7 +276,10 @@ def _parse_openqasm2(text: str) -> Any:
     if not text.strip():
         raise ProgramError("the OpenQASM 2 text is empty: it begins with OPENQASM 2.0;")
     try:
-        return qasm2.loads(text, include_path=(), custom_instructions=qasm2.LEGACY_CUSTOM_INSTRUCTIONS)
+        # Qiskit takes its own gate for each of these, also where the text defines another one by that name
+        defined = set(_GATE_DEFINITION.findall(_COMMENT.sub("", text)))
+        known = [gate for gate in qasm2.LEGACY_CUSTOM_INSTRUCTIONS if gate.name not in defined]
+        return qasm2.loads(text, include_path=(), custom_instructions=known)
     except BaseException as error:
         _raise_if_not_of_the_parser(error)
         reason = _first_line(error).replace("<input>:", "")

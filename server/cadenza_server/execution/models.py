@@ -125,6 +125,7 @@ class DeviceModel:
         if strict:
             self._check_isa(circuit, method)
             return circuit
+        circuit = _spell_out_states(circuit, all_of_them=method == "matrix_product_state")
         if self.backend is None and (level <= 1 or method in _CLIFFORD_METHODS) and self._executes(circuit, method):
             return circuit
         try:
@@ -313,6 +314,32 @@ def _round_angles(circuit: Any) -> Any:
                 instruction = instruction.replace(operation=gate)
         anew.append(instruction)
     return anew
+
+
+def _spell_out_states(circuit: Any, *, all_of_them: bool) -> Any:
+    """`circuit` with the gates that bring qubits into a state in the place of `initialize`, or itself if it has none.
+
+    Aer's own is wrong for two or more qubits by the matrix product state method (qiskit-aer 0.18), and knows no names
+    of states inside control flow. All others are left to it, as they take it one step.
+    """
+    anew = circuit.copy_empty_like()
+    changed = False
+    for instruction in circuit.data:
+        operation = instruction.operation
+        if isinstance(operation, ControlFlowOp):
+            blocks = [_spell_out_states(block, all_of_them=all_of_them) for block in operation.blocks]
+            if any(block is not before for block, before in zip(blocks, operation.blocks, strict=True)):
+                instruction = instruction.replace(operation=operation.replace_blocks(blocks))
+                changed = True
+        elif operation.name == "initialize" and (all_of_them or isinstance(operation.params[0], str)):
+            for step in operation.definition.data:
+                qubits = [instruction.qubits[operation.definition.find_bit(bit).index] for bit in step.qubits]
+                anew.append(step.operation, qubits)
+            anew.global_phase += operation.definition.global_phase
+            changed = True
+            continue
+        anew.append(instruction)
+    return anew if changed else circuit
 
 
 def _load_snapshot(name: str) -> Any:
