@@ -980,6 +980,23 @@ def test_a_gate_that_an_openqasm2_text_defines_goes_before_the_standard_one(aer:
     assert registers["c"].get_counts() == {"11": 50}
 
 
+@pytest.mark.parametrize("bits", [1, 8])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_circuit_may_end_with_a_loop_that_measures(
+    aer: AerExecutor, noisy: AerExecutor, before: bool, bits: int
+) -> None:
+    circuit = QuantumCircuit(QuantumRegister(2), ClassicalRegister(bits, "c"))
+    if before:
+        circuit.measure(1, 0)
+    with circuit.while_loop((circuit.clbits[0], 0)):
+        circuit.x(0)
+        circuit.measure(0, 0)
+    (registers,) = sample(aer, sampler_pub(circuit), shots=20)
+    assert registers["c"].get_counts() == {"1".zfill(bits): 20}
+    (registers,) = sample(noisy, sampler_pub(circuit), shots=20)
+    assert registers["c"].get_counts() == {"1".zfill(bits): 20}
+
+
 def test_gates_of_ones_own_deep_in_control_flow_do_what_they_say(aer: AerExecutor) -> None:
     own = QuantumCircuit(1, name="h")
     own.x(0)

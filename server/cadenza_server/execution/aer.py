@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from qiskit.circuit import ControlFlowOp, Parameter, ParameterExpression, Qubit
+from qiskit.circuit import Clbit, ControlFlowOp, Parameter, ParameterExpression, Qubit
 from qiskit_aer.backends.aer_compiler import assemble_circuits, generate_aer_config
 from qiskit_aer.backends.backend_utils import LIBRARY_DIR
 from qiskit_aer.backends.controller_wrappers import AerConfig
@@ -89,7 +89,7 @@ def prepare(model: DeviceModel, circuit: Any, parameters: Sequence[Any], *, nois
         )
     try:
         # _compile copies the noise model that it gets, to add to it what delays bring: it gets one without errors
-        (compiled,), used = model.simulator._compile([_anchor(circuit)], noise_model=relaxation)
+        (compiled,), used = model.simulator._compile([_anchor(_close(circuit))], noise_model=relaxation)
         # Converting writes zeros for the parameters of some gates (`cu`) into those very gates, and the circuit is
         # prepared more than once.
         converted, index_maps = assemble_circuits([copy.deepcopy(compiled)])
@@ -109,6 +109,25 @@ def prepare(model: DeviceModel, circuit: Any, parameters: Sequence[Any], *, nois
     )
 
 
+def _tells(instruction: Any) -> bool:
+    """Whether a result comes of it."""
+    return instruction.name == "measure" or bool(instruction.name.startswith("save_"))
+
+
+def _close(circuit: Any) -> Any:
+    """`circuit`, or, if it ends with control flow, one that ends with a measurement into a bit that nobody reads: Aer
+    leaves out what comes behind the last measurement, and if that is in a loop, also where the loop ends."""
+    for instruction in reversed(circuit.data):
+        if _tells(instruction):
+            break
+        if isinstance(instruction.operation, ControlFlowOp):
+            closed = circuit.copy()
+            closed.add_bits((Clbit(),))
+            closed.measure(instruction.qubits[0] if instruction.qubits else closed.qubits[0], closed.clbits[-1])
+            return closed
+    return circuit
+
+
 def _anchor(circuit: Any) -> Any:
     """`circuit`, or one in its place in which control flow has a qubit that Aer keeps.
 
@@ -118,11 +137,7 @@ def _anchor(circuit: Any) -> Any:
     """
     if not circuit.qubits:
         return circuit
-    told = [
-        instruction.qubits[0]
-        for instruction in circuit.data
-        if instruction.name == "measure" or instruction.name.startswith("save_")
-    ]
+    told = [instruction.qubits[0] for instruction in circuit.data if _tells(instruction)]
     used = (instruction.qubits[0] for instruction in circuit.data if instruction.qubits)
     anchor = told[-1] if told else next(used, circuit.qubits[0])
     changed = False
