@@ -4,7 +4,9 @@ import asyncio
 import hashlib
 import os
 import random
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -69,6 +71,7 @@ from cadenza_server.model.words import (
 from cadenza_server.scheduling import Scheduler
 from cadenza_server.scheduling.state import State
 from cadenza_server.store import Store, StoreError, StoreInUse
+from cadenza_server.store.store import FILE_NAME
 
 START = 1_000 * SECOND
 ALICE = Caller("lab/alice")
@@ -1358,6 +1361,24 @@ async def test_time_does_not_go_back_when_the_wall_clock_did(home: Home) -> None
     assert home.engine.now() >= START + 100 * SECOND
     home.clock.advance(SECOND)
     assert home.engine.now() >= START + 101 * SECOND
+
+
+@pytest.mark.parametrize(
+    "damage", ["UPDATE devices SET clocks = 'nonsense'", "UPDATE usage SET settled = 'much'"], ids=["clocks", "usage"]
+)
+async def test_a_store_that_holds_what_no_server_wrote_is_refused_with_a_sentence(home: Home, damage: str) -> None:
+    job = await home.submit()
+    await home.submit()
+    home.clock.advance(SECOND)
+    home.device.end()
+    await wait_state(home.engine, job, JobState.SUCCEEDED)
+    await home.engine.stop(0)
+    with closing(sqlite3.connect(home.data_dir / FILE_NAME)) as connection:
+        connection.execute(damage)
+        connection.commit()
+    with pytest.raises(StoreError, match="put a backup in its place, or mend what `cadenza check` finds"):
+        await home.open()
+    assert home.engine._writer.stage is not Stage.RUNNING
 
 
 async def test_a_device_that_is_gone_while_jobs_wait_for_it_is_an_error_at_start(home: Home) -> None:

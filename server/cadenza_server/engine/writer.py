@@ -248,6 +248,17 @@ class Writer:
         return failed[0] if failed else None
 
     async def _take_up(self) -> None:
+        try:
+            await self._take_up_all()
+        except (StoreError, Refusal):
+            raise
+        except Exception as error:
+            raise StoreError(
+                f"the store in {self._store.data_dir} holds what no server wrote ({type(error).__name__}: {error}): "
+                "put a backup in its place, or mend what `cadenza check` finds"
+            ) from error
+
+    async def _take_up_all(self) -> None:
         loaded = await self._store.read(restart.load)
         lost = sorted({job.device for job in loaded.jobs} - set(self._settings))
         if lost:
