@@ -105,7 +105,7 @@ class _Process(asyncio.Transport):
         self._reader = FrameReader()
         self._free = [0.0, 0.0]
         """When each way, to it and back, has delivered all."""
-        self._busy: tuple[bytes, bytes] | None = None
+        self._busy: tuple[bytes, bytes, bytes] | None = None
         """Attempt and program of its run."""
         self._dead = False
         self._closed = False
@@ -177,16 +177,16 @@ class _Process(asyncio.Transport):
             self._say(Kind.READY, device_pb2.Device(name=self._device.name).SerializeToString(), b"")
 
     def _run(self, frame: Frame) -> None:
-        attempt, _, _, _, _, data, *_ = frame.parts
-        self._busy = attempt, data
+        number, attempt, _, _, _, _, data, *_ = frame.parts
+        self._busy = number, attempt, data
         deed = deed_of(program_pb2.Program.FromString(data))
         length = deed.length_ns / SECOND
         if deed.outcome is RunOutcome.WORKER_LOST or self._device.strikes("worker dies"):
             self._loop.call_later(self._source.random() * length, self.die)
         elif not self._device.strikes("report is lost"):
-            self._loop.call_later(length, self._finish, attempt, data, deed.outcome)
+            self._loop.call_later(length, self._finish, number, attempt, data, deed.outcome)
 
-    def _finish(self, attempt: bytes, data: bytes, outcome: RunOutcome) -> None:
+    def _finish(self, run: bytes, attempt: bytes, data: bytes, outcome: RunOutcome) -> None:
         if self._dead:
             return
         self._busy = None
@@ -195,6 +195,7 @@ class _Process(asyncio.Transport):
         number = int.from_bytes(attempt, "little")
         result = result_of(self._device.jobs[data], number) if succeeded else b""
         leaves = b"full" if self._device.strikes("worker dies") else b""
-        self._say(Kind.DONE, attempt, outcome.encode(), b"" if succeeded else b"it was so", result, b"", leaves)
+        for _ in range(2 if self._device.strikes("worker stutters") else 1):
+            self._say(Kind.DONE, run, outcome.encode(), b"" if succeeded else b"it was so", result, b"", leaves)
         if leaves:
             self.die()

@@ -55,6 +55,7 @@ FAULTS: Final = {
     "worker dies": 0.05,
     "report is late": 0.1,
     "report is lost": 0.02,
+    "worker stutters": 0.02,
     "late result": 0.5,
     "report comes twice": 0.2,
     "message is late": 0.05,
@@ -62,7 +63,14 @@ FAULTS: Final = {
     "request comes twice": 0.1,
     "answer is lost": 0.05,
 }
-WORKER_FAULTS: Final = ("slow start", "worker dies", "report is late", "report is lost", "late result")
+WORKER_FAULTS: Final = (
+    "slow start",
+    "worker dies",
+    "report is late",
+    "report is lost",
+    "worker stutters",
+    "late result",
+)
 """What may also happen while everything comes to its end: it does all the same."""
 
 SHARES: Final = {"lab": 2.0}

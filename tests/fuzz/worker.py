@@ -149,9 +149,7 @@ class Worker:
         self._socket.settimeout(LIMIT_SECONDS)
         limit = encode_integer(int(LIMIT_SECONDS * 1e9))
         try:
-            self._frames.send(
-                Kind.RUN, encode_integer(attempt), encode_integer(0), encode_integer(0), limit, b"", program
-            )
+            self._frames.send(Kind.RUN, *map(encode_integer, (attempt, attempt, 0, 0)), limit, b"", program)
             done = self._receive()
         except TimeoutError:
             self.stop()

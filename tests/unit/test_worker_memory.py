@@ -74,7 +74,7 @@ class Held:
     def run(self) -> bool:
         """Whether a run is answered."""
         try:
-            self.frames.send(Kind.RUN, *[bytes(8)] * 6)
+            self.frames.send(Kind.RUN, *[bytes(8)] * 7)
             done = self.frames.receive()
             self.leaves = done is not None and bool(done.parts[-1])
             return done is not None

@@ -7,6 +7,7 @@ that it speaks of.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -76,6 +77,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Run:
+    number: int
+    """Of the device's runs; attempts have the same for different jobs."""
     assignment: Assignment
     start: float
     """On the loop's clock, seconds."""
@@ -115,6 +118,7 @@ class Device:
         self._starting: set[asyncio.Task[None]] = set()
         self._restart: asyncio.TimerHandle | None = None
         self._run: _Run | None = None
+        self._numbers = itertools.count(1)
         self._failures = 0
         self._launched = 0
         self.workers_lost = 0
@@ -148,7 +152,7 @@ class Device:
         if self._run is not None:
             raise RuntimeError(f"device {self.name} runs {self._run.assignment.job}: one run at a time")
         loop = self._get_loop()
-        run = self._run = _Run(assignment, loop.time())
+        run = self._run = _Run(next(self._numbers), assignment, loop.time())
         run.limit = loop.call_later(assignment.limit_ns / SECOND, self._reach_limit, run)
         self._send()
 
@@ -189,6 +193,7 @@ class Device:
         worker.write(
             encode_frame(
                 Kind.RUN,
+                encode_integer(run.number),
                 encode_integer(assignment.attempt),
                 encode_integer(assignment.epoch),
                 encode_integer(assignment.age_ns),
@@ -201,8 +206,8 @@ class Device:
 
     def _done(self, worker: "_Worker", frame: Frame) -> None:
         run = self._run
-        attempt, outcome, detail, result, properties, leaves = frame.parts
-        if run is None or worker is not run.worker or run.assignment.attempt != decode_integer(attempt):
+        number, outcome, detail, result, properties, leaves = frame.parts
+        if run is None or worker is not run.worker or run.number != decode_integer(number):
             raise FrameError("a result came that nobody waits for")
         if leaves:  # before anybody hears that the device is free
             _log.info("device %s: a worker that programs left too little memory is replaced", self.name)

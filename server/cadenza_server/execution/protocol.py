@@ -31,11 +31,12 @@ class Kind(IntEnum):
     READY = 2
     """`cadenza.v1.Device`: its model is loaded, it can take a run up; and what it could not protect itself from"""
     RUN = 3
-    """attempt, epoch, age of the epoch and limit in ns, epoch of the session's first run (int64 each; the last one is
-    empty where there is no session), `cadenza.v1.Program`, then digest and `cadenza.v1.Circuit` in turn"""
+    """number of the run on its device, attempt, epoch, age of the epoch and limit in ns, epoch of the session's first
+    run (int64 each; the last one is empty where there is no session), `cadenza.v1.Program`, then digest and
+    `cadenza.v1.Circuit` in turn"""
     DONE = 4
-    """attempt (int64), `RunOutcome`, detail, `cadenza.v1.JobResult`, `cadenza.v1.DeviceProperties` (may be empty),
-    and whether the worker ends after this (anything: it does)"""
+    """number of the run (int64), `RunOutcome`, detail, `cadenza.v1.JobResult`, `cadenza.v1.DeviceProperties` (may be
+    empty), and whether the worker ends after this (anything: it does)"""
 
 
 class Frame(NamedTuple):

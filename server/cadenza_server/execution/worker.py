@@ -79,7 +79,7 @@ def serve(frames: FrameSocket) -> None:
     while (frame := frames.receive()) is not None:
         if frame.kind != Kind.RUN:
             raise FrameError(f"a frame of kind {frame.kind} came: only RUN can follow")
-        limit_processor(decode_integer(frame.parts[3]), spec.threads)
+        limit_processor(decode_integer(frame.parts[4]), spec.threads)
         outcome, detail, result, properties = _run(executor, frame)
         # some parsers do not give back what they took; the device goes on with another worker then
         leaves = count_data_bytes() > much and not _make_room(executor, much)
@@ -116,7 +116,7 @@ def _make_executor(name: str, spec: DeviceSpec) -> Executor:
 def _run(executor: Executor, frame: Frame) -> tuple[RunOutcome, str, bytes, bytes]:
     from cadenza_server.execution.errors import ProgramError
 
-    attempt, epoch, age, _limit, first_epoch, program, *rest = frame.parts
+    _number, attempt, epoch, age, _limit, first_epoch, program, *rest = frame.parts
     try:
         circuits = {rest[i]: Circuit.FromString(rest[i + 1]) for i in range(0, len(rest), 2)}
         executed = executor.execute(
