@@ -136,6 +136,8 @@ class Disk:
         ((synchronous,),) = self._file._connection.execute("PRAGMA synchronous")
         if synchronous < FULL:
             begin = 0  # no commit before this one was synced, either
+        if begin >= end:
+            return old  # it lies where one lay that failed: nothing of it was written
         log = bytearray(new)
         where = source.randrange(begin, end)
         until = source.randint(where + 1, end)

@@ -383,6 +383,7 @@ class _Server:
         assert not writer._predicted
         for view in self._engine.usage_views():
             assert view.in_flight_s == 0
+        await self._until(1)  # watchers have heard the last of it
         await self._compare_watches()
         self._world.outcome.runs = len((await self._engine.list_runs(RunFilter(), page_size=1000)).items)
         for task in self._tasks:
