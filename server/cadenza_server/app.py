@@ -378,7 +378,6 @@ async def serve(config: Config, *, ready_file: Path | None = None, until_stdin_c
         loop.add_signal_handler(number, ask, number)
     if until_stdin_closes:
         _call_at_end_of_stdin(loop, asked.set)
-    gc.collect()
     gc.disable()  # until `tune_process`: the collector would look again and again through what the start takes up
     starting = asyncio.create_task(server.start(wait_for_devices=False))
     told = asyncio.create_task(asked.wait())

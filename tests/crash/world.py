@@ -195,7 +195,8 @@ class World:
     def audit(self, engine: Engine) -> None:
         """If the disk has all that happened: what it gives back is what the scheduler is."""
         writer = engine._writer
-        busy = writer._in_flight is not None or writer._inputs or writer._unit.batch or writer._unit.answers
+        unit = writer._unit
+        busy = writer._in_flight or writer._inputs or unit.batch or unit.answers or writer.recorder.has_touched
         assert writer.now() >= self._latest, "time went back"
         if busy or writer.stage is not Stage.RUNNING or self._disk.commits == self._audited:
             return

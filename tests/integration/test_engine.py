@@ -434,6 +434,26 @@ async def test_a_commit_that_is_worth_it_waits_for_no_more_callers(
     assert store.batches == before + 2
 
 
+async def test_what_is_asked_of_the_store_while_a_commit_waits_for_callers_has_what_happened_without_an_event(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "GATHER_SECONDS", 600.0)
+    session = await home.session()
+    await home.submit(session=session, job_class=JobClass.SESSION, device=None)
+    home.device._ready("aer", False)
+    await quiet(home)
+    home.device.end()
+    await quiet(home)
+    await asyncio.gather(*(home.submit() for _ in range(3)))  # the next commit waits for more
+    home.device._ready("aer", True)  # the session holds the device from now on, of which there is no event
+    await quiet(home)
+    device = home.engine._writer.scheduler.device_record("aer")
+    assert device is not None
+    loaded = await home.store.read(restart.load)
+    assert loaded.devices["aer"].clocks == restart.device_clocks(device)
+    assert device.held_since is not None
+
+
 async def test_the_end_of_a_run_does_not_wait_for_callers(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "GATHER_SECONDS", 600.0)
     first, *_ = await asyncio.gather(*(home.submit() for _ in range(3)))

@@ -289,6 +289,11 @@ class Recorder:
                 self.touched_sessions[name] = None
         return published
 
+    @property
+    def has_touched(self) -> bool:
+        """Whether there is anything to flush. An instant without an event may have touched a device."""
+        return bool(self.touched_sessions or self.touched_devices or self._settled)
+
     def flush(self, batch: Batch, over: Iterable[str]) -> None:
         """Write, once for all instants of a batch, the rows of sessions, devices and usage that they touched; the
         scheduler's `clocks` of them are set before. The sessions in `over` are forgotten."""

@@ -138,29 +138,32 @@ def load(connection: Connection) -> Loaded:
 
 def _load_jobs(connection: Connection, loaded: Loaded) -> None:
     same: dict[object, Any] = {}  # jobs have users, devices and lengths in common: each is kept once
-    one = same.setdefault
+    one, add = same.setdefault, loaded.jobs.append
     make, calibration, running = scheduling.JobRecord, str(JobClass.CALIBRATION), str(JobState.RUNNING)
-    # Nearly all time of a start goes by here if a million jobs wait.
-    for row in connection.execute(_UNFINISHED_JOBS).all():
-        job, seq, user, device, session, job_class, priority, estimate, limit, first, attempts, lost, state, start = row
-        loaded.jobs.append(
-            make(
-                job,
-                seq,
-                one(user, user),
-                one(device, device),
-                one(session, session),
-                job_class == calibration,
-                priority,
-                one(estimate, estimate),
-                one(limit, limit),
-                bool(first),
-                user == "",
-                attempts,
-                lost,
-                scheduling.RunRecord(start=start, estimate=estimate) if state == running else None,
+    # Nearly all time of a start goes by here if a million jobs wait: the driver's own rows will do, some at a time.
+    cursor = connection.execute(_UNFINISHED_JOBS).cursor
+    assert cursor is not None
+    while rows := cursor.fetchmany(10_000):
+        for row in rows:
+            job, seq, user, device, session, kind, priority, estimate, limit, first, attempts, lost, state, start = row
+            add(
+                make(
+                    job,
+                    seq,
+                    one(user, user),
+                    one(device, device),
+                    one(session, session),
+                    kind == calibration,
+                    priority,
+                    one(estimate, estimate),
+                    one(limit, limit),
+                    first != 0,
+                    user == "",
+                    attempts,
+                    lost,
+                    scheduling.RunRecord(start=start, estimate=estimate) if state == running else None,
+                )
             )
-        )
     loaded.jobs.sort(key=itemgetter(1))
 
 

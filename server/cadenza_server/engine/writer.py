@@ -402,7 +402,8 @@ class Writer:
         so a watch that reads the store after this misses nothing. Raises `Refusal` UNAVAILABLE."""
         if self.stage is Stage.FAILED:
             raise store_unavailable()  # nothing that is recorded now will ever be on disk
-        if self._in_flight is None and not (self._unit.batch or self._unit.answers):
+        unit = self._unit
+        if self._in_flight is None and not (unit.batch or unit.answers or self.recorder.has_touched):
             return
         done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._unit.answers.append((done, Answer((), ())))
