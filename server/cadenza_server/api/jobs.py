@@ -84,6 +84,8 @@ class JobSubmitter:
     def __init__(self, scope: Scope, checker: ProgramChecker) -> None:
         self._scope = scope
         self._checker = checker
+        self._turn = asyncio.Lock()
+        """Held by the large call that is being checked: one piece in a turn of the event loop, not one of each call."""
 
     async def prepare(self, spec: job_pb2.JobSpec, caller: Caller) -> tuple[SubmitJob, JobContent]:
         """Check one job. Raises `Refusal`, the field relative to the spec."""
@@ -95,6 +97,14 @@ class JobSubmitter:
     ) -> tuple[list[SubmitJob], list[JobContent]]:
         """Check the jobs of one call; `digest` is given all that they consist of. Raises `Refusal`, the field relative
         to the call."""
+        if len(specs) <= CHECKED_AT_ONCE:
+            return await self._prepare_all(specs, caller, digest)
+        async with self._turn:
+            return await self._prepare_all(specs, caller, digest)
+
+    async def _prepare_all(
+        self, specs: Sequence[job_pb2.JobSpec], caller: Caller, digest: Callable[[bytes], None] | None
+    ) -> tuple[list[SubmitJob], list[JobContent]]:
         commands, contents = [], []
         homes: dict[str, str | None] = {"": None}
         last: job_pb2.JobSpec | None = None
