@@ -55,7 +55,7 @@ SHORT_RUN_NS: Final = 3 * SECOND // 1000
 """A run that is expected to take no longer is waited for, so long at most, with the commit of its start. One commit
 instead of two; and the first would take the processor from the run."""
 
-INSTANT_JOBS_MAX: Final = 500
+INSTANT_JOBS_MAX: Final = 200
 """If so many jobs come in with this instant already, a call of many waits for the next: a thousand take some 20 ms."""
 
 COMMIT_SECONDS_MAX: Final = 10.0
