@@ -14,6 +14,7 @@ import sqlite3
 import struct
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -37,11 +38,28 @@ MEMORY: Final = Path("/dev/shm")
 FULL: Final = 2
 """SQLite's `synchronous` with which each commit is synced."""
 
-LOG_HEADER: Final = struct.Struct(">8x I 4x 2I 8x")
-"""Of SQLite's log: the size of its pages, and its salts (sqlite.org/fileformat2.html, 4.1)."""
+LOG_HEADER: Final = struct.Struct(">8x I 20x")
+"""Of SQLite's log: the size of its pages (sqlite.org/fileformat2.html, 4.1)."""
 
-FRAME_HEADER: Final = struct.Struct(">I 4x 2I 8x")
-"""Before each page in it: the page's number, and the salts."""
+FRAME_HEADER: Final = struct.Struct(">I 20x")
+"""Before each page in it: the page's number."""
+
+LOG_INDEX_HEADER: Final = struct.Struct("=16x I")
+"""Of the log's index, in the machine's own order: how many frames count (sqlite.org/walformat.html, 2.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """SQLite's log as it lies there, and where the last frame that counts ends: what lies behind is from before the log
+    began anew, or of a batch that was torn."""
+
+    content: bytes
+    end: int
+
+    @property
+    def header(self) -> bytes:
+        """It changes when the log begins anew."""
+        return self.content[: LOG_HEADER.size]
 
 
 class Disk:
@@ -101,11 +119,11 @@ class Disk:
         expected, new = self._dump(), self._read_log()
         if fate == "torn":
             expected = before
-        if self._source.random() < 0.3 and old[: LOG_HEADER.size] == new[: LOG_HEADER.size]:
+        if self._source.random() < 0.3 and old.header == new.header:
             file = self._fold_partly(file, old)
         path = self._enter()
         path.write_bytes(file)
-        path.with_name(f"{FILE_NAME}-wal").write_bytes(self._tear(old, new) if fate == "torn" else new)
+        path.with_name(f"{FILE_NAME}-wal").write_bytes(self._tear(old, new) if fate == "torn" else new.content)
         self._close()
         shutil.rmtree(self._path.parent)
         self._open(path)
@@ -113,31 +131,35 @@ class Disk:
         self.torn += fate == "torn"
         self.commits += fate == "kept"
 
-    def _read_log(self) -> bytes:
-        return self._log.read_bytes() if self._log.exists() else b""
+    def _read_log(self) -> Log:
+        if not self._log.exists() or not (content := self._log.read_bytes()):
+            return Log(b"", 0)
+        self.raw.execute("SELECT * FROM sqlite_master").fetchall()  # whoever reads first makes the index
+        (count,) = LOG_INDEX_HEADER.unpack_from(self._path.with_name(f"{FILE_NAME}-shm").read_bytes())
+        (size, *_) = LOG_HEADER.unpack_from(content)
+        return Log(content, LOG_HEADER.size + count * (FRAME_HEADER.size + size))
 
-    def _fold_partly(self, file: bytes, log: bytes) -> bytes:
+    def _fold_partly(self, file: bytes, log: Log) -> bytes:
         """The file when the log was being folded into it: of the pages that the log has, nothing is sure. (The first is
         left: it is read before the log is.)"""
         folded = bytearray(file)
-        for page, size, _ in read_frames(log):
+        for page, size in read_pages(log):
             if page > 1 and page * size <= len(file) and self._source.random() < 0.5:
                 folded[(page - 1) * size : page * size] = self._source.randbytes(size)
         return bytes(folded)
 
-    def _tear(self, old: bytes, new: bytes) -> bytes:
+    def _tear(self, before: Log, after: Log) -> bytes:
         """The log when the last batch did not wholly reach it."""
+        old, new = before.content, after.content
         if old == new:
             return new  # what was written is what was there
         source = self._source
-        begin, end = find_end(old), find_end(new)
-        if old[: LOG_HEADER.size] != new[: LOG_HEADER.size]:
+        begin, end = before.end, after.end
+        if before.header != after.header:
             begin = 0  # all was folded into the file, and the log has begun anew
         ((synchronous,),) = self._file._connection.execute("PRAGMA synchronous")
         if synchronous < FULL:
             begin = 0  # no commit before this one was synced, either
-        if begin >= end:
-            return old  # it lies where one lay that failed: nothing of it was written
         log = bytearray(new)
         where = source.randrange(begin, end)
         until = source.randint(where + 1, end)
@@ -175,24 +197,14 @@ class Disk:
         shutil.rmtree(self._folder)
 
 
-def read_frames(log: bytes) -> Iterator[tuple[int, int, int]]:
-    """Of each frame of SQLite's log its page's number and size, and where the frame ends. What follows the last one is
-    from before the log began anew."""
-    if len(log) < LOG_HEADER.size:
+def read_pages(log: Log) -> Iterator[tuple[int, int]]:
+    """Of each frame that counts its page's number and size."""
+    if log.end == 0:
         return
-    size, *salt = LOG_HEADER.unpack_from(log)
-    end = LOG_HEADER.size + FRAME_HEADER.size + size
-    while end <= len(log):
-        page, *found = FRAME_HEADER.unpack_from(log, end - size - FRAME_HEADER.size)
-        if found != salt:
-            return
-        yield page, size, end
-        end += FRAME_HEADER.size + size
-
-
-def find_end(log: bytes) -> int:
-    """Where the last frame ends."""
-    return max((end for _, _, end in read_frames(log)), default=0)
+    (size, *_) = LOG_HEADER.unpack_from(log.content)
+    for begin in range(LOG_HEADER.size, log.end, FRAME_HEADER.size + size):
+        page, *_ = FRAME_HEADER.unpack_from(log.content, begin)
+        yield page, size
 
 
 class SimulatedStore(Store):
