@@ -59,7 +59,7 @@ class SimulatedDevice:
         self._report = report
         self._ready = ready
         self._assignment: Assignment | None = None
-        self.begun: list[tuple[str, int]] = []
+        self._latest: dict[tuple[str, int], Assignment] = {}
 
     async def start(self) -> None:
         """Be ready, now or later."""
@@ -73,7 +73,7 @@ class SimulatedDevice:
         self._loop.step()
         assert self._assignment is None, f"{self.name} is given {assignment.job} while it runs another job"
         self._assignment = assignment
-        self.begun.append((assignment.job, assignment.attempt))
+        self._latest[assignment.job, assignment.attempt] = assignment
         program = program_pb2.Program.FromString(assignment.program)
         check_circuits(program, assignment.circuits)
         deed = deed_of(program)
@@ -128,7 +128,7 @@ class SimulatedDevice:
 
     def _send(self, run: Assignment, outcome: RunOutcome) -> None:
         self._loop.step()
-        if self.begun.count((run.job, run.attempt)) > 1:
+        if self._latest[run.job, run.attempt] is not run:
             return  # its start never reached the disk, so its number came again; a device keeps the two apart
         succeeded = outcome is RunOutcome.SUCCEEDED
         self._report(
