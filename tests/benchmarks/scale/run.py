@@ -1,10 +1,9 @@
 """Measures a server whose queue is long: `python tests/benchmarks/scale/run.py [--jobs 1000000] [--data FOLDER]`.
 
-Fills the store of a real server over its socket with jobs of 2 KB, by calls of 1,000 from 4 callers, while 16 more
-submit one job a call, 4 read lists and a second device runs what it is given; asks how late the event loop was
-meanwhile. Then kills the server, starts it again, and asks how long that takes and what memory it has. With `--data`
-the store is kept, and what it holds already is not submitted again.
-
+Fills the store of a real server over its socket with jobs of 2 KB, by calls of many (`--call`, 1,000) from 4 callers,
+while 16 more submit one job a call, 4 read lists and a second device runs what it is given; asks how late the event
+loop was meanwhile. Then kills the server, starts it again, and asks how long that takes and what memory it has.
+With `--data` the store is kept, and what it holds already is not submitted again.
 """
 
 import argparse
@@ -32,7 +31,6 @@ from cadenza.v1 import job_pb2, job_service_pb2, job_service_pb2_grpc, session_s
 from qiskit import QuantumCircuit, qpy
 
 USERS = 1_000
-CALL = 1_000
 PROGRAM_BYTES = 2_048
 CONFIG = """
 [server]
@@ -130,9 +128,9 @@ def metadata(number: int) -> tuple[tuple[str, str], ...]:
     return (("cadenza-user", f"lab{number % 40}/user{number % USERS}"),)
 
 
-async def fill(address: str, count: int) -> tuple[float, int]:
+async def fill(address: str, count: int, call: int) -> tuple[float, int]:
     """Submit so many jobs beside other load; seconds, and the calls of one job among the load."""
-    specs = [spec(1_000 + number, device="held") for number in range(CALL)]
+    specs = [spec(1_000 + number, device="held") for number in range(call)]
     single = 0
     async with grpc.aio.insecure_channel(address) as channel:
         jobs = job_service_pb2_grpc.JobServiceStub(channel)
@@ -142,14 +140,14 @@ async def fill(address: str, count: int) -> tuple[float, int]:
         session = (await sessions.CreateSession(hold, metadata=metadata(0))).session.session_id
         first = job_service_pb2.SubmitJobRequest(job=spec(10, session_id=session))
         await jobs.SubmitJob(first, metadata=metadata(0))
-        numbers = iter(range(0, count, CALL))
+        numbers = iter(range(0, count, call))
 
         async def many() -> None:
             for number in numbers:
                 request = job_service_pb2.SubmitJobsRequest(
-                    jobs=specs[: min(CALL, count - number)], request_id=f"{time.time_ns()}-{number}"
+                    jobs=specs[: min(call, count - number)], request_id=f"{time.time_ns()}-{number}"
                 )
-                await jobs.SubmitJobs(request, metadata=metadata(number // CALL))
+                await jobs.SubmitJobs(request, metadata=metadata(number // call))
 
         async def one(caller: int) -> None:
             nonlocal single
@@ -191,14 +189,14 @@ def quantile(lags: dict[float, float], share: float) -> float:
     return min(bound for bound, count in lags.items() if count >= wanted)
 
 
-def measure(folder: Path, count: int, starts: int) -> dict[str, float]:
+def measure(folder: Path, count: int, starts: int, call: int) -> dict[str, float]:
     """The figures."""
     figures: dict[str, float] = {}
     missing = count - queued(folder)
     if missing > 0:
         with serving(folder) as server:
             figures["MB of the server, empty"] = server.memory()
-            took, single = asyncio.run(fill(server.address, missing))
+            took, single = asyncio.run(fill(server.address, missing, call))
             lags = server.lags()
             figures["jobs a second while it was filled"] = missing / took
             figures["calls of one job a second beside it"] = single / took
@@ -226,13 +224,14 @@ def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=1_000_000)
+    parser.add_argument("--call", type=int, default=1_000, help="so many jobs a call")
     parser.add_argument("--starts", type=int, default=3, help="the median of so many counts")
     parser.add_argument("--data", type=Path)
     arguments = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = arguments.data or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        figures = measure(folder, arguments.jobs, arguments.starts)
+        figures = measure(folder, arguments.jobs, arguments.starts, arguments.call)
     print(f"{os.cpu_count()} cores\n\n| what | figure |\n|---|---:|")
     for name, value in figures.items():
         print(f"| {name} | {value:,.2f} |" if value < 100 else f"| {name} | {value:,.0f} |")
