@@ -382,7 +382,7 @@ class _Server:
         assert not writer.running
         assert not writer._reports
         assert not writer._predicted
-        for view in self._engine.usage_views():
+        for view in self._engine.usage_views(self._engine.share_paths()):
             assert view.in_flight_s == 0
         await self._until(1)  # watchers have heard the last of it
         await self._compare_watches()

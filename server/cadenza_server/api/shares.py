@@ -1,6 +1,6 @@
 """`ShareService`: who may use how much, and who did. Everybody sees the tree; operators change shares."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from cadenza.v1 import share_service_pb2, share_service_pb2_grpc
@@ -10,10 +10,9 @@ from cadenza_server.api.conversion import to_duration, to_share_node, to_timesta
 from cadenza_server.api.fields import check_page_size, check_user, invalid, make_key
 from cadenza_server.api.paging import cut_page
 from cadenza_server.api.scope import Scope
-from cadenza_server.engine import UsageView
 from cadenza_server.model.commands import SetShares
 from cadenza_server.model.errors import Code, Refusal
-from cadenza_server.model.paths import ancestors
+from cadenza_server.model.paths import ancestors, path_order
 from cadenza_server.model.settings import SHARES_MAX, SHARES_MIN
 
 SETTINGS_MAX: Final = 1_000
@@ -32,16 +31,15 @@ class ShareServicer(share_service_pb2_grpc.ShareServiceServicer):
     ) -> share_service_pb2.ListSharesResponse:
         """The tree in the order of paths."""
         parent = check_user(request.parent, "parent") if request.parent else None
-        views = self._engine.usage_views(parent, device=request.device or None)
         page, token = cut_page(
-            views,
-            lambda view: view.path.replace("/", "\x00"),
+            self._engine.share_paths(parent),
+            path_order,
             check_page_size(request.page_size),
             request.page_token,
             f"{request.parent}\n{request.device}",
         )
         return share_service_pb2.ListSharesResponse(
-            nodes=[to_share_node(view) for view in page],
+            nodes=[to_share_node(view) for view in self._engine.usage_views(page, device=request.device or None)],
             next_page_token=token,
             time=to_timestamp(self._engine.now()),
             half_life=to_duration(self._half_life),
@@ -51,7 +49,7 @@ class ShareServicer(share_service_pb2_grpc.ShareServiceServicer):
         self, request: share_service_pb2.GetSharesRequest, context: Context
     ) -> share_service_pb2.GetSharesResponse:
         """One node."""
-        view = self._engine.usage_view(check_user(request.path, "path"))
+        (view,) = self._engine.usage_views([check_user(request.path, "path")])
         return share_service_pb2.GetSharesResponse(node=to_share_node(view))
 
     async def SetShares(
@@ -78,20 +76,19 @@ class ShareServicer(share_service_pb2_grpc.ShareServiceServicer):
                 raise invalid(f"{field}.path", f"{path!r} is there twice: name each path once")
             paths.add(path)
             commands.append(SetShares(path=path, caller=caller, shares=setting.shares))
-        _refuse_conflicts(commands, self._engine.usage_views())
+        _refuse_conflicts(commands, self._engine.is_user)
         key = make_key(caller, "SetShares", request.request_id, request)
         await self._engine.execute_all(commands, request=key)
         return share_service_pb2.SetSharesResponse(
-            nodes=[to_share_node(self._engine.usage_view(command.path)) for command in commands]
+            nodes=[to_share_node(view) for view in self._engine.usage_views(command.path for command in commands)]
         )
 
 
-def _refuse_conflicts(commands: Sequence[SetShares], views: Sequence[UsageView]) -> None:
+def _refuse_conflicts(commands: Sequence[SetShares], is_user: Callable[[str], bool]) -> None:
     """So that all are set or none: what the scheduler would refuse of one is found before any is set."""
-    users = {view.path for view in views if view.is_user}
     for index, command in enumerate(commands):
         for account in ancestors(command.path):
-            if account in users:
+            if is_user(account):
                 raise invalid(
                     f"settings[{index}].path",
                     f"{account!r} is a user, so nothing can be below it: users are leaves of the tree",

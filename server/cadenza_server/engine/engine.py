@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,6 +22,7 @@ from cadenza_server.engine.payloads import Payload
 from cadenza_server.engine.quotas import Quotas
 from cadenza_server.engine.recorder import INLINE_RESULT_BYTES_MAX, Published, accepted_view
 from cadenza_server.engine.retention import Cleaner, Retention
+from cadenza_server.engine.share_list import ShareList
 from cadenza_server.engine.views import DeviceView, Figures, JobContent, RequestKey, UsageView
 from cadenza_server.engine.watches import Watches
 from cadenza_server.engine.writer import Answer, Device, DevicePlan, Stage, Writer, stopping, store_unavailable
@@ -41,10 +41,8 @@ from cadenza_server.model.commands import (
 )
 from cadenza_server.model.errors import Code, Refusal, not_found, session_of_other_user
 from cadenza_server.model.events import Event
-from cadenza_server.model.paths import ancestors
 from cadenza_server.model.settings import HALF_LIFE_DEFAULT, SECOND
 from cadenza_server.model.words import JobState, SessionState
-from cadenza_server.scheduling.shares import NodeKind
 from cadenza_server.store import StoreError, reads
 from cadenza_server.store.reads import JobRow, RequestRow, ResultPiece
 from cadenza_server.store.store import Store
@@ -107,6 +105,7 @@ class Engine:
         )
         self._cleaner = Cleaner(retention, self._writer, store, clock) if retention is not None else None
         self._forecasts = Forecasts(clock)
+        self._shares = ShareList(self._writer)
         self._requests: dict[tuple[str, str], tuple[bytes, asyncio.Task[object]]] = {}
         self._names = {kind: Names() for kind in reads.NAMED}
 
@@ -721,48 +720,19 @@ class Engine:
             estimate_error=self._writer.predictor.error(name),
         )
 
-    def usage_views(self, parent: str | None = None, *, device: str | None = None) -> tuple[UsageView, ...]:
-        """The share tree (below and with `parent`), in the order of paths. `device`: count its jobs only. UNKNOWN_PATH,
-        UNKNOWN_DEVICE."""
+    def share_paths(self, parent: str | None = None) -> Sequence[str]:
+        """The share tree (below and with `parent`), in the order of paths. UNKNOWN_PATH."""
+        return self._shares.paths(parent)
+
+    def usage_views(self, paths: Iterable[str], *, device: str | None = None) -> tuple[UsageView, ...]:
+        """These nodes of it. `device`: count its jobs only. UNKNOWN_PATH, UNKNOWN_DEVICE."""
         if device is not None:
             _found(self._writer.devices.get(device), "device", device)
-        below = None if parent is None else parent + "/"
-        # summed up once for all nodes: there may be tens of thousands of them
-        queued: Counter[str] = Counter()
-        running: Counter[str] = Counter()
-        for (user, where), (waiting, on_device) in self._writer.recorder.waiting.items():
-            if device in (None, where) and (below is None or user == parent or user.startswith(below)):
-                for path in (user, *ancestors(user)):
-                    queued[path] += waiting
-                    running[path] += on_device
-        views = []
-        for node in self._writer.scheduler.shares_view(self.now()):
-            path = node.path
-            if below is not None and path != parent and not path.startswith(below):
-                continue
-            views.append(
-                UsageView(
-                    path=path,
-                    is_user=None if node.kind is NodeKind.UNDECIDED else node.kind is NodeKind.USER,
-                    shares=node.shares,
-                    settled_s=node.settled,
-                    in_flight_s=node.in_flight,
-                    normalised_s=(node.settled + node.in_flight) / node.shares,
-                    charged_s=self._writer.recorder.charged_ns.get(path, 0) / SECOND,
-                    queued=queued[path],
-                    running=running[path],
-                )
-            )
-        if parent is not None and not views:
-            raise _unknown_path(parent)
-        return tuple(sorted(views, key=lambda view: view.path.split("/")))
+        return self._shares.views(paths, device)
 
-    def usage_view(self, path: str) -> UsageView:
-        """One node of it. UNKNOWN_PATH."""
-        for view in self.usage_views(path):
-            if view.path == path:
-                return view
-        raise _unknown_path(path)
+    def is_user(self, path: str) -> bool:
+        """Whether a node of it is a user."""
+        return self._shares.is_user(path)
 
 
 def _complete(job: SubmitJob, name: str, estimate: int | None) -> SubmitJob:
@@ -864,11 +834,6 @@ def _check_resumable(after: int, last: int) -> None:
 def _taken(kind: str, name: str, field: str) -> Refusal:
     message = f"there was a {kind} {name!r} before: choose another name, or none to be given one"
     return Refusal(Code.ALREADY_EXISTS, "NAME_TAKEN", message, field=field, metadata={f"{kind}_id": name})
-
-
-def _unknown_path(path: str) -> Refusal:
-    message = f"there is no {path!r} in the share tree: list it to see the paths that exist (`cadenza shares`)"
-    return Refusal(Code.NOT_FOUND, "UNKNOWN_PATH", message, metadata={"path": path})
 
 
 def _reused(request: RequestKey) -> Refusal:

@@ -29,6 +29,11 @@ def ancestors(path: str) -> list[str]:
     return ["/".join(parts[:i]) for i in range(1, len(parts))]
 
 
+def path_order(path: str) -> str:
+    """What paths are sorted by: their parts, so that an account comes right before what is below it."""
+    return path.replace("/", "\x00")
+
+
 def covers(holder: str, path: str) -> bool:
     """Whether `path` is `holder` or below it."""
     return path == holder or path.startswith(holder + "/")

@@ -5,7 +5,7 @@ order; then each free device, by name, picks its next job. A deadline that a com
 already due is handled before what comes next. Same inputs, same outputs, bit for bit.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, KeysView, Mapping, Sequence
 from typing import Any, Final
 
 from _fastqueue import BATCH_FITS_NOTHING, HELD, NOTHING, Queue
@@ -251,6 +251,11 @@ class Scheduler:
     def shares_view(self, now: int) -> tuple[NodeView, ...]:
         """Return every account and user with usage decayed to `now`, accounts before what is below them."""
         return tuple(view_node(node, self._ledger.queue, now) for node in self._ledger.tree)
+
+    @property
+    def share_paths(self) -> KeysView[str]:
+        """The paths of all accounts and users, in the order in which they came."""
+        return self._ledger.tree.paths
 
     def node_view(self, path: str, now: int) -> NodeView | None:
         """Return one account or user, as `shares_view` does; None if there is no such path."""

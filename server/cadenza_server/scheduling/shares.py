@@ -1,6 +1,6 @@
 """The share tree by path: which path is an account, which a user, and their nodes in the queue (semantics 1 and 6)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from enum import StrEnum
 from typing import Final
 
@@ -44,6 +44,11 @@ class ShareTree:
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self._nodes.values())
+
+    @property
+    def paths(self) -> KeysView[str]:
+        """All paths, in the order in which they came."""
+        return self._nodes.keys()
 
     def find(self, path: str) -> Node | None:
         """Return the node of a path, if there is one."""
