@@ -235,7 +235,7 @@ class Server:
         refused = self._metrics.refused if self._metrics is not None else None
         errors = ErrorMapper(lambda: secrets.token_hex(6), refused)
         callers = Callers(TokenBook(config.tokens), config.operators)
-        self._gate = Gate(callers, errors, config.limits.message_bytes_max)
+        self._gate = Gate(callers, errors, config.limits)
         server = grpc.aio.server(
             interceptors=(self._gate,),
             options=(
@@ -249,6 +249,9 @@ class Server:
                 # A client may ask every 10 seconds whether the connection of its watch still stands.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
+                # A client that is gone without a word, or stopped, gives back what waits for it.
+                ("grpc.keepalive_time_ms", 300_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
             ),
         )
         scope = Scope(

@@ -111,6 +111,8 @@ class Limits:
     watches_per_connection_max: int = 1_000
     watches_per_user_max: int = 10_000
     watch_backlog_max: int = 10_000
+    answers_per_connection_max: int = 4
+    answers_per_user_max: int = 16
     connections_max: int = 10_000
     result_age_max: int | None = None
     result_age_min: int = 7 * DAY
@@ -382,6 +384,10 @@ _LIMITS: Final = (
     Key("watches_per_connection_max", _count, "watches of one connection"),
     Key("watches_per_user_max", _count, "watches of one user, over all connections"),
     Key("watch_backlog_max", _count, "changes that a watch may be behind; then it is ended, and can be resumed"),
+    Key(
+        "answers_per_connection_max", _count, "results, programs and pages on their way to one connection; others wait"
+    ),
+    Key("answers_per_user_max", _count, "the same of one user, over all connections"),
     Key("connections_max", _count, "connections of all clients; further ones are closed at once"),
     Key("result_age_max", _never_or_positive, 'results older than this are deleted; or "never"', _show_length),
     Key("result_age_min", parse_duration, "younger results are never deleted", _show_length),

@@ -78,6 +78,10 @@ class _Context:
         """Who calls."""
         return ((USER_KEY, self._user),)
 
+    def peer(self) -> str:
+        """Its connection: one for each user."""
+        return self._user
+
     async def abort(self, code: grpc.StatusCode, message: str, trailing: tuple[tuple[str, bytes], ...]) -> None:
         """End the call with an error."""
         ((_, data),) = trailing
@@ -106,7 +110,7 @@ class Skin:
         }
         scope = Scope(engine, facts, devices, WatchCounter(limits))
         errors = _Errors(lambda: "none")
-        self._gate = Gate(Callers(TokenBook(()), operators), errors, limits.message_bytes_max)
+        self._gate = Gate(Callers(TokenBook(()), operators), errors, limits)
         self._handlers: dict[str, Any] = {}
         server = cast(grpc.aio.Server, self)
         jobs = JobServicer(scope, JobSubmitter(scope, ProgramChecker(limits)), limits, errors)
@@ -133,7 +137,11 @@ class Skin:
         handler = await self._gate.intercept_service(find, details)
         context = _Context(request.user)
         try:
-            answer: Message = await handler.unary_unary(request.data, context)
+            answer: Message
+            if handler.unary_unary is not None:
+                answer = await handler.unary_unary(request.data, context)
+            else:
+                (answer,) = [message async for message in handler.unary_stream(request.data, context)]
         except grpc.aio.AbortError:
             assert context.refusal is not None
             raise context.refusal from None

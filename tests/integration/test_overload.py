@@ -1,8 +1,12 @@
 """Over a limit: refused with what it takes to do better, and nothing else is harmed. Real servers, real sockets."""
 
 import contextlib
+import os
 import random
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +20,7 @@ from cadenza.v1 import (
     device_service_pb2,
     job_pb2,
     job_service_pb2,
+    job_service_pb2_grpc,
     program_pb2,
     server_service_pb2,
     session_pb2,
@@ -370,3 +375,76 @@ def test_a_watch_that_is_never_read_is_ended_and_slows_nobody(tmp_path: Path, co
         assert following == seen[seen.index(last) + 1 :]
         again.cancel()
         channel.close()
+
+
+STOPPED_READER = """
+import asyncio, os, signal, sys
+import grpc
+from cadenza.v1 import job_service_pb2, job_service_pb2_grpc
+
+async def read(address, user, job, calls):
+    channel = grpc.aio.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
+    request = job_service_pb2.GetJobPayloadRequest(job_id=job)
+    get = job_service_pb2_grpc.JobServiceStub(channel).GetJobPayload
+    under_way = [asyncio.ensure_future(get(request, metadata=[("cadenza-user", user)])) for _ in range(calls)]
+    await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    answers = await asyncio.gather(*under_way)
+    print({len(answer.SerializeToString()) for answer in answers}, len(answers))
+
+asyncio.run(read(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])))
+"""
+"""Asks for what a job executes many times at once, and is stopped in the middle of the answers."""
+
+
+def test_answers_that_are_never_read_do_not_fill_the_memory_and_come_when_they_are(
+    tmp_path: Path, connect: Any, kit: Any
+) -> None:
+    spec = kit.sampler_job(device="sim", circuit="OPENQASM 3.0; qubit[1] q; bit[1] c; c = measure q; //" + "x" * 2**22)
+    with kit.running(tmp_path, CONFIG) as started:
+        keep_busy(connect, started.address)
+        ann, bob = connect("lab/ann", address=started.address), connect("lab/bob", address=started.address)
+        job = ann.submit(spec).job_id
+        whole = ann.jobs("GetJobPayload", job_service_pb2.GetJobPayloadRequest(job_id=job)).ByteSize()
+        before = memory(started)
+        arguments = (started.address, "lab/ann", job, "200")
+        with subprocess.Popen([sys.executable, "-c", STOPPED_READER, *arguments], stdout=subprocess.PIPE) as reader:
+            try:
+                _, status = os.waitpid(reader.pid, os.WUNTRACED)
+                assert os.WIFSTOPPED(status)
+                for client in (ann, bob) * 3:
+                    asked = job if client is ann else bob.submit(spec).job_id
+                    answer = client.jobs("GetJobPayload", job_service_pb2.GetJobPayloadRequest(job_id=asked))
+                    assert answer.ByteSize() == whole
+                assert memory(started) - before < 200 * 2**20  # two hundred answers would be 800 MiB at least
+                reader.send_signal(signal.SIGCONT)
+                assert reader.stdout is not None
+                assert reader.stdout.read().decode().split() == [f"{{{whole}}}", "200"]
+            finally:
+                reader.kill()
+
+
+def test_results_that_are_streamed_and_not_read_give_their_place_back_when_they_are_cancelled(
+    tmp_path: Path, connect: Any, kit: Any
+) -> None:
+    config = CONFIG.replace("[limits]", "[limits]\nanswers_per_connection_max = 1")
+    measured = 'OPENQASM 3.0; include "stdgates.inc"; qubit[4] q; bit[4] c; h q; c = measure q;'
+    with kit.running(tmp_path, config) as started:
+        ann = connect("lab/ann", address=started.address)
+        job = ann.submit(kit.sampler_job(device="sim", circuit=measured, shots=4_000_000)).job_id
+        assert ann.wait(job).state == job_pb2.JOB_STATE_SUCCEEDED
+        options = (("grpc.http2.lookahead_bytes", 4096), ("grpc.http2.bdp_probe", 0))
+        with grpc.insecure_channel(started.address, options=options) as channel:
+            call = job_service_pb2_grpc.JobServiceStub(channel).StreamJobResult
+            request = job_service_pb2.StreamJobResultRequest(job_id=job)
+            # A piece takes the room of a sixteenth of an answer. The first is read, the next one waits to be.
+            unread = [call(request, metadata=ann.metadata, timeout=60) for _ in range(16)]
+            total = {next(stream).total_bytes for stream in unread}.pop()
+            with kit.refusal() as refused:
+                next(call(request, metadata=ann.metadata, timeout=0.5))
+            assert refused().code is grpc.StatusCode.DEADLINE_EXCEEDED
+            unread[7].cancel()
+            last = list(call(request, metadata=ann.metadata, timeout=30))
+            assert sum(len(piece.data) for piece in last) == total > 2 * 2**20
+            for stream in unread:
+                stream.cancel()

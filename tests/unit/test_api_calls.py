@@ -22,6 +22,7 @@ from cadenza.v1.job_service_pb2 import (
 from cadenza_server.api.callers import Callers, Gate, current_caller
 from cadenza_server.api.errors import ErrorMapper, RefusalWithState, describe
 from cadenza_server.api.jobs import encode_piece
+from cadenza_server.config import Limits
 from cadenza_server.engine import ResultPiece
 from cadenza_server.model.errors import Code, Refusal
 from cadenza_server.tokens import TokenBook, TokenEntry, hash_token
@@ -71,7 +72,8 @@ class Who(server_service_pb2_grpc.ServerServiceServicer):
 @asynccontextmanager
 async def serving(tokens: list[TokenEntry] | None = None) -> AsyncIterator[tuple[Who, grpc.aio.Channel]]:
     who = Who()
-    gate = Gate(Callers(TokenBook(tokens or []), ("rani",)), ErrorMapper(lambda: "ref-1"), LIMIT)
+    callers, limits = Callers(TokenBook(tokens or []), ("rani",)), Limits(message_bytes_max=LIMIT)
+    gate = Gate(callers, ErrorMapper(lambda: "ref-1"), limits)
     server = grpc.aio.server(interceptors=(gate,), options=(("grpc.max_receive_message_length", 2 * LIMIT),))
     server_service_pb2_grpc.add_ServerServiceServicer_to_server(who, server)
     watch = grpc.unary_stream_rpc_method_handler(

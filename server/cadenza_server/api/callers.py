@@ -14,7 +14,9 @@ from typing import Any, Final, NoReturn, cast
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from cadenza_server.api.delivery import PIECES_OF_AN_ANSWER, Deliveries, is_read, is_read_in_pieces
 from cadenza_server.api.errors import ErrorMapper
+from cadenza_server.config import Limits
 from cadenza_server.engine import stopping
 from cadenza_server.model.commands import Caller
 from cadenza_server.model.errors import Code, Refusal
@@ -106,12 +108,15 @@ class Callers:
 
 
 class Gate(grpc.aio.ServerInterceptor):
-    """Lets a call in: who calls, is the message small enough, does it parse; and lets its errors out, all mapped."""
+    """Lets a call in: who calls, is the message small enough, does it parse; and lets its errors out, all mapped. What
+    may have a large answer waits until there is room for it."""
 
-    def __init__(self, callers: Callers, errors: ErrorMapper, message_bytes_max: int) -> None:
+    def __init__(self, callers: Callers, errors: ErrorMapper, limits: Limits) -> None:
         self._callers = callers
         self._errors = errors
-        self._message_bytes_max = message_bytes_max
+        self._message_bytes_max = limits.message_bytes_max
+        self._answers = Deliveries(limits)
+        self._pieces = Deliveries(limits, PIECES_OF_AN_ANSWER)
         self._guarded: dict[str, Any] = {}
         self._opening: asyncio.Event | None = None
         """Set while calls are held."""
@@ -149,6 +154,11 @@ class Gate(grpc.aio.ServerInterceptor):
 
     def _guard(self, method: str, handler: Any) -> Any:
         parse: Callable[[bytes], Message] = handler.request_deserializer
+        if handler.unary_unary is not None and is_read(method):
+            # On the wire a stream of one message is the same, and what makes it hears when the message has been taken.
+            return grpc.unary_stream_rpc_method_handler(
+                self._guard_read(method, handler.unary_unary, parse), None, handler.response_serializer
+            )
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
                 self._guard_unary(method, handler.unary_unary, parse), None, handler.response_serializer
@@ -157,8 +167,9 @@ class Gate(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(
                 self._guard_conversation(method, handler.stream_stream, parse), None, handler.response_serializer
             )
+        stream = self._in_pieces(handler.unary_stream) if is_read_in_pieces(method) else handler.unary_stream
         return grpc.unary_stream_rpc_method_handler(
-            self._guard_stream(method, handler.unary_stream, parse), None, _accept_bytes(handler.response_serializer)
+            self._guard_stream(method, stream, parse), None, _accept_bytes(handler.response_serializer)
         )
 
     def _guard_unary(
@@ -176,6 +187,25 @@ class Gate(grpc.aio.ServerInterceptor):
                 del context
 
         return call
+
+    def _guard_read(
+        self, method: str, answer: Callable[[Any, Context], Awaitable[Message]], parse: Callable[[bytes], Message]
+    ) -> Callable[[bytes, Context], AsyncIterator[Message | bytes]]:
+        async def read(request: Any, context: Context) -> AsyncIterator[Message]:
+            async with self._answers.turn(context.peer(), current_caller().path):
+                yield await answer(request, context)
+
+        return self._guard_stream(method, read, parse)
+
+    def _in_pieces(
+        self, answer: Callable[[Any, Context], AsyncIterator[Message | bytes]]
+    ) -> Callable[[Any, Context], AsyncIterator[Message | bytes]]:
+        async def read(request: Any, context: Context) -> AsyncIterator[Message | bytes]:
+            async with self._pieces.turn(context.peer(), current_caller().path):
+                async for piece in answer(request, context):
+                    yield piece
+
+        return read
 
     def _guard_stream(
         self,
