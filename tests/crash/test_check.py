@@ -295,6 +295,31 @@ def test_a_file_with_a_torn_page_is_broken_and_not_a_traceback(place: float, sto
     assert "Traceback" not in answer.output
 
 
+def test_what_cannot_be_checked_in_a_damaged_file_is_not_said_to_be_kept(store: Path) -> None:
+    with closing(sqlite3.connect(store)) as connection:
+        ((page,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'jobs'")
+    data = bytearray(store.read_bytes())
+    data[(page - 1) * 4096 : page * 4096] = b"\xff" * 4096
+    store.write_bytes(data)
+    answer = run("check", "--data-dir", store.parent)
+    assert answer.exit_code == 1
+    assert "BROKEN  file" in answer.output
+    assert "?       attempts: not checked, as the file is damaged" in answer.output
+    assert "ok      reservations" in answer.output  # what lies on other pages is checked all the same
+    document = json.loads(run("check", "--data-dir", store.parent, "--json").output)
+    assert document["unchecked"]["attempts"]
+
+
+def test_a_copy_is_checked_by_its_name(store: Path, tmp_path: Path) -> None:
+    copy = shutil.copy(store, tmp_path / "monday.db")
+    assert run("check", copy).exit_code == 0
+    damage(Path(copy), "DELETE FROM results")
+    answer = run("check", copy)
+    assert (answer.exit_code, "BROKEN  results" in answer.output) == (1, True)
+    both = run("check", copy, "--data-dir", store.parent)
+    assert (both.exit_code, "not both" in both.output) == (2, True)
+
+
 def test_what_is_no_store_is_a_sentence(tmp_path: Path, store: Path) -> None:
     missing = run("check", "--data-dir", tmp_path / "nowhere")
     assert (missing.exit_code, "there is no store at" in missing.output) == (2, True)

@@ -26,12 +26,22 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(
-        rich_help_panel="Server", epilog="Examples:\ncadenza check\ncadenza check --data-dir /srv/cadenza --json"
+        rich_help_panel="Server",
+        epilog="Examples:\ncadenza check\ncadenza check --data-dir /srv/cadenza --json\n"
+        "cadenza check /backups/monday.db",
     )(check)
     app.command(rich_help_panel="Server", epilog="Example:\ncadenza backup /backups/monday.db")(backup)
 
 
-def check(data_dir: DataDirOption = None, config: ConfigOption = None, json: JsonOption = False) -> None:
+def check(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="A copy that `cadenza backup` made; else the server's store."),
+    ] = None,
+    data_dir: DataDirOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
     """Verify that a store keeps what it promises, without a server and without changing it.
 
     One final state a job, attempts one after the other, numbers used once, charges that sum to usage, one active
@@ -43,7 +53,9 @@ def check(data_dir: DataDirOption = None, config: ConfigOption = None, json: Jso
     from cadenza_server.store.errors import StoreError
 
     try:
-        report = checking.check(_find_store(data_dir, config))
+        if file is not None and (data_dir is not None or config is not None):
+            fail("give FILE or where the server's store is, not both", 2)
+        report = checking.check(file if file is not None else _find_store(data_dir, config))
     except StoreError as error:
         fail(error, 2)
     if json:
@@ -101,6 +113,7 @@ def _document(report: "Report") -> dict[str, object]:
         "sound": report.is_sound,
         "counts": report.counts,
         "broken": report.broken,
+        "unchecked": report.unchecked,
         "findings": [{"promise": each.promise, "subject": each.subject, "text": each.text} for each in report.findings],
     }
 
@@ -111,9 +124,13 @@ def _print_report(report: "Report") -> None:
 
     texts = {"file": "the file is whole", **{promise.name: promise.text for promise in PROMISES}}
     looked_at = ", ".join(f"{count:,} {table}" for table, count in report.counts.items() if count)
-    typer.echo(f"{report.path}, schema {report.version}: {looked_at or 'nothing in it'}")
+    unread = "nothing in it" if report.is_sound else "nothing that can be read"
+    typer.echo(f"{report.path}, schema {report.version}: {looked_at or unread}")
     for name, text in texts.items():
         count = report.broken.get(name)
+        if name in report.unchecked:
+            typer.echo(f"?       {name}: not checked, as the file is damaged")
+            continue
         typer.echo(f"{'ok    ' if count is None else 'BROKEN'}  {name}: {text}")
         shown = [each for each in report.findings if each.promise == name]
         for each in shown:

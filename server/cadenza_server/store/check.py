@@ -365,11 +365,13 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     broken: dict[str, int] = field(default_factory=dict)
     """How many findings there are in all, by promise."""
+    unchecked: dict[str, str] = field(default_factory=dict)
+    """Which promises could not be looked at, as the file is damaged, and SQLite's error."""
 
     @property
     def is_sound(self) -> bool:
         """Whether every promise is kept."""
-        return not self.broken
+        return not self.broken and not self.unchecked
 
     def add(self, promise: str, rows: Sequence[tuple[str, str]]) -> None:
         """Note the cases in which a promise is broken."""
@@ -439,13 +441,28 @@ def open_reader(path: Path) -> sqlite3.Connection:
 
 def check_connection(connection: sqlite3.Connection, report: Report) -> None:
     """Check what a connection sees, in the transaction that it is in."""
-    damage = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(100)")]
+    try:
+        damage = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(100)")]
+    except sqlite3.DatabaseError as error:
+        damage = [str(error)]
     report.add("file", [(report.path.name, line) for line in damage if line != "ok"])
     for table in ("jobs", "runs", "results", "sessions", "reservations", "events", "requests"):
-        ((report.counts[table],),) = connection.execute(f"SELECT count(*) FROM {table}")
+        try:
+            ((report.counts[table],),) = connection.execute(f"SELECT count(*) FROM {table}")
+        except sqlite3.DatabaseError as error:
+            report.add("file", [(report.path.name, f"its {table} cannot be read: {error}")])
     for promise in PROMISES:
-        report.add(promise.name, [row for query in promise.queries for row in connection.execute(query)])
-    report.add("charges", list(_compare_accounts(connection)))
+        try:
+            report.add(promise.name, list(_find_broken(connection, promise)))
+        except sqlite3.DatabaseError as error:
+            report.unchecked[promise.name] = str(error)
+
+
+def _find_broken(connection: sqlite3.Connection, promise: Promise) -> Iterator[tuple[str, str]]:
+    for query in promise.queries:
+        yield from connection.execute(query)
+    if promise.name == "charges":
+        yield from _compare_accounts(connection)
 
 
 def _compare_accounts(connection: sqlite3.Connection) -> Iterator[tuple[str, str]]:

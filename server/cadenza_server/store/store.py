@@ -160,12 +160,12 @@ class Store:
                 finally:
                     connection.exec_driver_sql("ROLLBACK")
         except (sqlite3.Error, SQLAlchemyError) as error:
-            raise StoreError(f"cannot read {self.path} ({error}){_advise(error)}") from error
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            raise StoreError(f"cannot read {self.path} ({cause}){_advise(cause)}") from error
 
 
-def _advise(error: Exception) -> str:
+def _advise(cause: BaseException | None) -> str:
     """What to do about a file that is damaged; nothing for other errors, which may pass."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return ": the file is damaged; see `cadenza check`, stop the server and restore a backup"
