@@ -16,7 +16,7 @@ from cadenza_loadtest.measurement import Measurement
 from cadenza_loadtest.observer import JobRecord, Observation, Sample
 from cadenza_loadtest.page import make_page
 from cadenza_loadtest.plan import draw_times, make_plan
-from cadenza_loadtest.report import Report, compare_reports, format_report, judge, make_report
+from cadenza_loadtest.report import Report, check_objectives, compare_reports, format_report, judge, make_report
 from cadenza_loadtest.scenario import JobShape, Objective, Scenario, ScenarioError, Traffic, list_ready, load
 from typer.testing import CliRunner
 
@@ -188,6 +188,31 @@ def test_a_report_survives_its_file_and_says_what_was_missed(tmp_path: Path) -> 
     assert "met     error_fraction at most 0.5" in text
     assert "failed job: EXECUTION_ERROR" in text
     assert "1.00" in compare_reports(before, after)
+
+
+def test_what_would_only_be_found_after_the_test_is_refused_before_it(tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text(BASIC + "objectives: {a_submit_p98_ms: {at_most: 5}}")
+    answer = CliRunner().invoke(cli.app, [str(file)])
+    assert answer.exit_code == 2
+    assert "objectives.a_submit_p98_ms is no figure of this scenario: do you mean a_submit_p99_ms?" in answer.output
+    for place, sentence in ((tmp_path / "no" / "report.html", "there is no folder"), (tmp_path, "it is a folder")):
+        answer = CliRunner().invoke(cli.app, ["smoke", "--html", str(place)])
+        assert (answer.exit_code, sentence in answer.output) == (2, True), answer.output
+
+
+def test_objectives_of_ready_scenarios_are_about_their_figures() -> None:
+    for name in list_ready():
+        check_objectives(load(name))
+
+
+@pytest.mark.parametrize("kind", ["job", "jobs", "batch", "session"])
+def test_every_figure_of_a_report_may_have_an_objective(tmp_path: Path, kind: str) -> None:
+    one = report(tmp_path, "{error_fraction: {at_most: 1}}")
+    plain = scenario(tmp_path, f"traffic: {{a: {{rate: 1, kind: {kind}}}}}")
+    for figure in one.figures:
+        if kind == "job" or "_submit_" in figure or not figure.startswith("a_"):
+            check_objectives(replace(plain, objectives=(Objective(figure, 1, None),)))
 
 
 def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:

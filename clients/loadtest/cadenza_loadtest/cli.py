@@ -1,6 +1,7 @@
 """`cadenza-loadtest SCENARIO`."""
 
 import getpass
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from cadenza import CadenzaError, CadenzaService
 from cadenza_loadtest.connection import Connection
 from cadenza_loadtest.knee import Step, find_knee
 from cadenza_loadtest.page import make_page
-from cadenza_loadtest.report import Report, compare_reports, format_report
+from cadenza_loadtest.report import Report, check_objectives, compare_reports, format_report
 from cadenza_loadtest.run import Setup, run_test, run_tests
 from cadenza_loadtest.scenario import Scenario, ScenarioError, list_ready, load
 
@@ -124,6 +125,9 @@ def run(
         if config is not None and target is not None:
             fail("--config is for a private server: leave out --target, or give the server that file")
         wanted = _change(load(scenario), duration, seed)
+        check_objectives(wanted)
+        for file in (json_file, html_file):
+            _check_place(file)
         with _server(target, config) as address:
             setup = Setup(
                 Connection(address, user or getpass.getuser(), token, tls_ca),
@@ -172,6 +176,17 @@ def _find_knee(
     print(f"knee: {best.submits_per_s:,.1f} operations/s (rates x {best.factor:g})", file=out)
     _write(reports[best.factor], json_file, html_file, text=False)
     return True
+
+
+def _check_place(file: Path | None) -> None:
+    """Raises `OSError` if no report can be written there: before the test, not after it."""
+    if file is None or file == Path("-"):
+        return
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"the report cannot be written to {file}: there is no folder {folder}")
+    if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        raise PermissionError(f"the report cannot be written to {file}: it is a folder, or you may not write there")
 
 
 def _change(scenario: Scenario, duration: float | None, seed: int | None) -> Scenario:

@@ -5,15 +5,40 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
 from cadenza_loadtest.measurement import Measurement
 from cadenza_loadtest.observer import JobRecord, Observation
-from cadenza_loadtest.scenario import Objective, Scenario
+from cadenza_loadtest.scenario import Objective, Scenario, ScenarioError
 
 PERCENTILES: Final = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
+
+_LATENCIES: Final[Mapping[str, Sequence[str]]] = {
+    "job": ("submit", "result"),
+    "jobs": ("submit",),
+    "batch": ("submit",),
+    "session": ("open", "submit", "iteration", "session"),
+}
+"""What is measured of each kind of traffic."""
+
+_COUNTS: Final = frozenset(
+    {
+        "error_fraction",
+        "unsent",
+        "unfinished_operations",
+        "jobs_recorded",
+        "jobs_ended",
+        "jobs_failed",
+        "jobs_ended_per_s",
+        "queue_depth_max",
+        "queue_depth_mean",
+        "share_gap_max",
+    }
+)
+"""The figures that every report may have, beside latencies and waiting times."""
 
 LAG_LIMIT_MS: Final = 20.0
 """A generator that is later than this at the 99th percentile measured itself."""
@@ -117,6 +142,27 @@ def make_report(
         series=_make_series(measured, seen, scenario),
         accounts=accounts,
     )
+
+
+def check_objectives(scenario: Scenario) -> None:
+    """Raises `ScenarioError` if an objective is about a figure that no report of this scenario can have."""
+    possible = {*_COUNTS, *_latency_names("generator_lag")}
+    for traffic in scenario.traffic:
+        possible.add(f"{traffic.name}_done_per_s")
+        possible.update(f"{traffic.name}_{what}" for what in ("sent", "done", "errors", "unfinished", "unsent"))
+        for what in _LATENCIES[traffic.kind]:
+            possible.update(_latency_names(f"{traffic.name}_{what}"))
+    for job_class in ("calibration", "session", "fair_share"):
+        possible.update(f"wait_{job_class}_{label}_s" for label in PERCENTILES)
+    for objective in scenario.objectives:
+        if objective.figure not in possible and not objective.figure.startswith("utilisation_"):
+            near = get_close_matches(objective.figure, possible, 1)
+            hint = f": do you mean {near[0]}?" if near else ": see the README's list of figures"
+            raise ScenarioError(f"objectives.{objective.figure} is no figure of this scenario{hint}")
+
+
+def _latency_names(name: str) -> list[str]:
+    return [f"{name}_{label}_ms" for label in PERCENTILES]
 
 
 def judge(objective: Objective, figures: Mapping[str, float]) -> Verdict:
