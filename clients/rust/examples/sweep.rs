@@ -3,7 +3,7 @@
 //!
 //!     cargo run --example sweep [TARGET] [DEVICE]
 
-use std::{env, f64::consts::PI, fs, process::ExitCode};
+use std::{env, error::Error, f64::consts::PI, fs, process::ExitCode};
 
 use cadenza::{
     counts, field, floats, reason, tensor,
@@ -31,12 +31,13 @@ async fn main() -> ExitCode {
     let mut arguments = env::args().skip(1);
     let target = arguments.next().unwrap_or_else(|| "127.0.0.1:50051".into());
     let device = arguments.next().unwrap_or_else(|| "aer".into());
-    let options = Options {
-        user: env::var("CADENZA_USER").or_else(|_| env::var("USER")).ok(),
-        token: env::var("CADENZA_TOKEN").ok(),
-        ca: env::var("CADENZA_TLS_CA").ok().map(|file| fs::read(file).expect("CADENZA_TLS_CA can be read")),
+    let client = match connect(&target) {
+        Ok(client) => client,
+        Err(error) => {
+            eprintln!("cannot connect to {target}: {error}");
+            return ExitCode::FAILURE;
+        }
     };
-    let client = Client::new(&target, options).expect("the target is HOST:PORT");
     let Err(status) = sweep(&client, &device).await else { return ExitCode::SUCCESS };
     match reason(&status) {
         Some(info) if info.reason == "UNKNOWN_DEVICE" => {
@@ -48,14 +49,23 @@ async fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
+fn connect(target: &str) -> Result<Client, Box<dyn Error + Send + Sync>> {
+    let ca = match env::var("CADENZA_TLS_CA") {
+        Ok(file) => Some(fs::read(&file).map_err(|error| format!("CADENZA_TLS_CA={file}: {error}"))?),
+        Err(_) => None,
+    };
+    let user = env::var("CADENZA_USER").or_else(|_| env::var("USER")).ok();
+    Client::new(target, Options { user, token: env::var("CADENZA_TOKEN").ok(), ca })
+}
+
 async fn sweep(client: &Client, device: &str) -> Result<(), Status> {
     let request = CreateSessionRequest { device: device.into(), ..Default::default() };
     let session = client.sessions().create_session(request).await?.into_inner().session.expect("a session");
     println!("session {}", session.session_id);
     let outcome = iterate(client, &session.session_id).await;
     let request = CloseSessionRequest { session_id: session.session_id, ..Default::default() };
-    client.sessions().close_session(request).await?;
-    outcome
+    let closed = client.sessions().close_session(request).await;
+    outcome.and(closed.map(|_| ())) // what went wrong first is what is told
 }
 
 async fn iterate(client: &Client, session: &str) -> Result<(), Status> {

@@ -64,11 +64,13 @@ public final class Sweep {
       var request = CreateSessionRequest.newBuilder().setDevice(device).build();
       String session = client.sessions.createSession(request).getSession().getSessionId();
       System.out.println("session " + session);
-      try {
+      var close = CloseSessionRequest.newBuilder().setSessionId(session).build();
+      try (AutoCloseable opened = () -> client.sessions.closeSession(close)) {
         new Sweep(client, session).iterate();
-      } finally {
-        client.sessions.closeSession(CloseSessionRequest.newBuilder().setSessionId(session).build());
       }
+    } catch (JobFailed error) {
+      System.err.println(error.getMessage());
+      System.exit(1);
     } catch (StatusRuntimeException error) {
       var refusal = CadenzaClient.refusal(error);
       if (refusal.isEmpty()) {
@@ -111,7 +113,7 @@ public final class Sweep {
   }
 
   /** Submits a job to the session and waits for its result. */
-  private JobResult run(Program program) throws InterruptedException {
+  private JobResult run(Program program) throws JobFailed, InterruptedException {
     var spec = JobSpec.newBuilder().setSessionId(session).setProgram(program);
     var job = new AtomicReference<Job>(client.jobs.submitJob(SubmitJobRequest.newBuilder().setJob(spec).build()).getJob());
     var result = new AtomicReference<JobResult>();
@@ -127,12 +129,19 @@ public final class Sweep {
           }
         });
     if (job.get().getState() != JobState.JOB_STATE_SUCCEEDED) {
-      throw new IllegalStateException("job " + job.get().getJobId() + ": " + job.get().getReason() + ": " + job.get().getDetail());
+      throw new JobFailed("job " + job.get().getJobId() + ": " + job.get().getReason() + ": " + job.get().getDetail());
     }
     if (result.get() == null) { // too large to ride along
       var request = GetJobResultRequest.newBuilder().setJobId(job.get().getJobId()).build();
       result.set(client.jobs.getJobResult(request).getResult());
     }
     return result.get();
+  }
+
+  /** A job that ended without a result. */
+  private static final class JobFailed extends Exception {
+    JobFailed(String message) {
+      super(message);
+    }
   }
 }
