@@ -9,6 +9,7 @@ _TAG: Final = "tag:yaml.org,2002:"
 _TEXT: Final = _TAG + "str"
 NESTING_MAX: Final = 32
 """Levels of lists and mappings in each other, those that aliases stand for included."""
+_TOO_DEEP: Final = f"this is more than {NESTING_MAX} lists and mappings in each other"
 ALIASED_MAX: Final = 100_000
 """Values that all aliases of a file stand for: with aliases in what others stand for, a kilobyte could be a billion."""
 
@@ -65,7 +66,10 @@ def parse_tree(text: str) -> Tree:
         return _build(loader, _events(loader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise ScenarioError(1 if mark is None else mark.line + 1, f"this is not YAML: {error.problem}") from error
+        line = 1 if mark is None else mark.line + 1
+        # PyYAML's own limit, from 6.0.4 on: it looks ahead, and so may find it before the count below does
+        too_deep = error.problem == "exceeded maximum nesting depth"
+        raise ScenarioError(line, _TOO_DEEP if too_deep else f"this is not YAML: {error.problem}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1 if isinstance(error.position, int) else 1
         raise ScenarioError(line, f"this is not YAML: {error.reason}") from error
@@ -128,7 +132,7 @@ def _build(loader: yaml.CSafeLoader, events: Iterator[Any]) -> Tree:
             if type(inside) is Table and key is None:
                 raise ScenarioError(line, "a key is text")
             if len(stack) >= NESTING_MAX:
-                raise ScenarioError(line, f"this is more than {NESTING_MAX} lists and mappings in each other")
+                raise ScenarioError(line, _TOO_DEEP)
             tree = Table(line) if kind is yaml.MappingStartEvent else List(line)
         elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
             stack.pop()
