@@ -6,6 +6,7 @@ import random
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from cadenza_server.engine import JobFilter
 from cadenza_server.model.commands import Caller, CancelJob, CancelSession
 from cadenza_server.model.settings import SECOND
 from cadenza_server.model.words import RunOutcome
+from cadenza_server.store import check as checking
 from cadenza_server.store.backup import back_up
 from cadenza_server.store.check import PROMISES, SHOWN_MAX, check
 from cadenza_server.store.store import FILE_NAME
@@ -304,10 +306,20 @@ def test_what_cannot_be_checked_in_a_damaged_file_is_not_said_to_be_kept(store: 
     answer = run("check", "--data-dir", store.parent)
     assert answer.exit_code == 1
     assert "BROKEN  file" in answer.output
-    assert "?       attempts: not checked, as the file is damaged" in answer.output
+    assert "?       attempts: could not be checked: database disk image is malformed" in answer.output
     assert "ok      reservations" in answer.output  # what lies on other pages is checked all the same
     document = json.loads(run("check", "--data-dir", store.parent, "--json").output)
     assert document["unchecked"]["attempts"]
+
+
+def test_a_promise_that_could_not_be_looked_at_for_another_reason_is_neither_kept_nor_broken(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unreadable = replace(PROMISES[0], queries=("SELECT abs(-9223372036854775808)",))
+    monkeypatch.setattr(checking, "PROMISES", (unreadable, *PROMISES[1:]))
+    answer = run("check", "--data-dir", store.parent)
+    assert f"?       {unreadable.name}: could not be checked: integer overflow" in answer.output
+    assert (answer.exit_code, "BROKEN" in answer.output) == (2, False)
 
 
 def test_a_copy_is_checked_by_its_name(store: Path, tmp_path: Path) -> None:

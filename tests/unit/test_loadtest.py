@@ -206,15 +206,6 @@ def test_objectives_of_ready_scenarios_are_about_their_figures() -> None:
         check_objectives(load(name))
 
 
-@pytest.mark.parametrize("kind", ["job", "jobs", "batch", "session"])
-def test_every_figure_of_a_report_may_have_an_objective(tmp_path: Path, kind: str) -> None:
-    one = report(tmp_path, "{error_fraction: {at_most: 1}}")
-    plain = scenario(tmp_path, f"traffic: {{a: {{rate: 1, kind: {kind}}}}}")
-    for figure in one.figures:
-        if kind == "job" or "_submit_" in figure or not figure.startswith("a_"):
-            check_objectives(replace(plain, objectives=(Objective(figure, 1, None),)))
-
-
 def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     for text in ("", "[]", json.dumps({"scenario": "x"})):

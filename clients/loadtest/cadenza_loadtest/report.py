@@ -24,6 +24,9 @@ _LATENCIES: Final[Mapping[str, Sequence[str]]] = {
 }
 """What is measured of each kind of traffic."""
 
+_TALLIES: Final = ("sent", "done", "errors", "unfinished", "unsent")
+"""What is counted of each."""
+
 _COUNTS: Final = frozenset(
     {
         "error_fraction",
@@ -149,7 +152,7 @@ def check_objectives(scenario: Scenario) -> None:
     possible = {*_COUNTS, *_latency_names("generator_lag")}
     for traffic in scenario.traffic:
         possible.add(f"{traffic.name}_done_per_s")
-        possible.update(f"{traffic.name}_{what}" for what in ("sent", "done", "errors", "unfinished", "unsent"))
+        possible.update(f"{traffic.name}_{what}" for what in _TALLIES)
         for what in _LATENCIES[traffic.kind]:
             possible.update(_latency_names(f"{traffic.name}_{what}"))
     for job_class in ("calibration", "session", "fair_share"):
@@ -189,7 +192,7 @@ def _client_figures(measured: Measurement, scenario: Scenario) -> Iterable[tuple
             yield f"{name}_{label}_ms", histogram.get_value_at_percentile(percentile) / 1e3
     counts = measured.counts
     for traffic in scenario.traffic:
-        for what in ("sent", "done", "errors", "unfinished", "unsent"):
+        for what in _TALLIES:
             yield f"{traffic.name}_{what}", float(counts[f"{traffic.name}_{what}"])
         yield f"{traffic.name}_done_per_s", counts[f"{traffic.name}_done"] / scenario.duration_s
     sent = sum(counts[f"{traffic.name}_sent"] for traffic in scenario.traffic)

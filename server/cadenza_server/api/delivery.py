@@ -20,11 +20,11 @@ _READS_IN_PIECES: Final = frozenset({"StreamJobResult"})
 
 
 class Deliveries:
-    """The places of each connection and each user."""
+    """The places of each connection and each user. `pieces`: so many deliveries take the room of one answer."""
 
-    def __init__(self, limits: Limits, places: int = 1) -> None:
-        self._connections = _Places(places * limits.answers_per_connection_max)
-        self._users = _Places(places * limits.answers_per_user_max)
+    def __init__(self, limits: Limits, pieces: int = 1) -> None:
+        self._connections = _Places(pieces * limits.answers_per_connection_max)
+        self._users = _Places(pieces * limits.answers_per_user_max)
 
     @asynccontextmanager
     async def turn(self, connection: str, user: str) -> AsyncIterator[None]:

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from cadenza_server.store.check import Report
 
 BROKEN: Final = 1
-"""The exit code if a promise is broken; 2: it could not be checked."""
+"""The exit code if a promise is broken."""
+
+UNCHECKED: Final = 2
+"""The exit code if it could not be checked."""
 
 DataDirOption = Annotated[
     Path | None, typer.Option("--data-dir", metavar="DIR", help="Where the server keeps jobs and results.")
@@ -63,7 +66,7 @@ def check(
     else:
         _print_report(report)
     if not report.is_sound:
-        raise typer.Exit(BROKEN)
+        raise typer.Exit(BROKEN if report.broken else UNCHECKED)
 
 
 def backup(
@@ -91,7 +94,7 @@ def backup(
     else:
         _print_report(report)
     if not report.is_sound:
-        raise typer.Exit(BROKEN)
+        raise typer.Exit(BROKEN if report.broken else UNCHECKED)
 
 
 def _find_store(data_dir: Path | None, config: Path | None) -> Path:
@@ -129,7 +132,7 @@ def _print_report(report: "Report") -> None:
     for name, text in texts.items():
         count = report.broken.get(name)
         if name in report.unchecked:
-            typer.echo(f"?       {name}: not checked, as the file is damaged")
+            typer.echo(f"?       {name}: could not be checked: {report.unchecked[name]}")
             continue
         typer.echo(f"{'ok    ' if count is None else 'BROKEN'}  {name}: {text}")
         shown = [each for each in report.findings if each.promise == name]

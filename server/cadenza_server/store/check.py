@@ -366,11 +366,11 @@ class Report:
     broken: dict[str, int] = field(default_factory=dict)
     """How many findings there are in all, by promise."""
     unchecked: dict[str, str] = field(default_factory=dict)
-    """Which promises could not be looked at, as the file is damaged, and SQLite's error."""
+    """Which promises could not be looked at, and SQLite's error: a page is damaged, say, or memory is short."""
 
     @property
     def is_sound(self) -> bool:
-        """Whether every promise is kept."""
+        """Whether every promise was looked at, and is kept."""
         return not self.broken and not self.unchecked
 
     def add(self, promise: str, rows: Sequence[tuple[str, str]]) -> None:
